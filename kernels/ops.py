@@ -1,0 +1,125 @@
+"""The op set: the one list of names, signatures, shapes and dtypes.
+
+Letters: T tokens of all sequences of a step, S sequences, d hidden size, Hq query heads,
+Hkv key/value heads, D head_dim, I MLP width, V vocabulary rows, N and K matrix sides,
+P positions. Activations are [T, features] in the model dtype; indices are int32.
+
+Paged cache, one pair of tensors a layer: k_cache, v_cache [num_blocks, Hkv, block_size, D].
+Token t of a step is written to slot_mapping[t] = block * block_size + offset.
+Sequence s owns query rows cu_seqlens_q[s] .. cu_seqlens_q[s + 1] and, when its queries run,
+seq_lens[s] cached tokens, the new ones included, found through block_table[s].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Embedding(Protocol):
+    def __call__(self, ids: Tensor, table: Tensor) -> Tensor:
+        """Rows of table [V, d] for ids [T] -> [T, d]."""
+
+
+class RmsNorm(Protocol):
+    def __call__(
+        self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """s = x + residual (x if None), y = s * rsqrt(mean(s^2) + eps) * weight -> (y, s).
+
+        x, residual [T, N], weight [N]. The sum is rounded to the model dtype, the mean is
+        taken in fp32, the normalised value is rounded to the model dtype before the weight
+        is applied (Hugging Face's Qwen2RMSNorm; arXiv 1910.07467).
+        """
+
+
+class Linear(Protocol):
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x [T, K] times weight [N, K] transposed, plus bias [N] -> [T, N]; fp32 accumulation."""
+
+
+class Rope(Protocol):
+    def __call__(
+        self,
+        qkv: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
+        eps: float,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        slot_mapping: Tensor,
+    ) -> Tensor:
+        """Split qkv [T, (Hq + 2 Hkv) D], normalise and rotate q and k, write k and v -> q [T, Hq, D].
+
+        q_norm, k_norm [D] are RMS weights applied per head before the rotation, or both None.
+        cos_sin [P, D] fp32 holds cos of D/2 frequencies, then sin; pairs are (j, j + D/2).
+        Rotation in fp32, one rounding to the model dtype (arXiv 2104.09864).
+        """
+
+
+class Attention(Protocol):
+    def __call__(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        block_table: Tensor,
+        cu_seqlens_q: Tensor,
+        seq_lens: Tensor,
+        scale: float,
+        window: int | None = None,
+    ) -> Tensor:
+        """Causal softmax(scale q k^T) v over the paged cache: q [T, Hq, D] -> [T, Hq * D].
+
+        Query i of sequence s stands at position seq_lens[s] - (number of its queries) + i and
+        sees keys 0..position, with a window only the last `window` of them. Query head h reads
+        key/value head h // (Hq / Hkv).
+        """
+
+
+class SiluMul(Protocol):
+    def __call__(self, gate_up: Tensor) -> Tensor:
+        """silu(gate) * up for gate_up [T, 2 I] = gate | up -> [T, I]."""
+
+
+class Sample(Protocol):
+    def __call__(
+        self,
+        logits: Tensor,
+        temperature: Tensor,
+        top_k: Tensor,
+        top_p: Tensor,
+        min_p: Tensor,
+        repetition_penalty: Tensor,
+        seen_ids: Tensor,
+        cu_seen: Tensor,
+        uniform: Tensor,
+    ) -> Tensor:
+        """Next ids [S] from fp32 logits [S, V]; every parameter is [S], row s alone decides id s.
+
+        Order: repetition penalty over the distinct ids seen_ids[cu_seen[s]:cu_seen[s + 1]]
+        (logit / penalty if >= 0, else * penalty), temperature, top-k (0 keeps all; ties of the
+        k-th stay), top-p (the smallest set reaching it, at least one), min-p, then the inverse
+        of the cumulative distribution at uniform[s] in [0, 1), ids in ascending order.
+        Temperature 0 takes the first maximum.
+        """
+
+
+@dataclass(frozen=True)
+class Ops:
+    """One implementation of every op, chosen when a model is built."""
+
+    embedding: Embedding
+    rms_norm: RmsNorm
+    linear: Linear
+    rope: Rope
+    attention: Attention
+    silu_mul: SiluMul
+    sample: Sample
+
+
+OP_NAMES = tuple(field.name for field in fields(Ops))

@@ -1,0 +1,34 @@
+"""What an engine is started with. Torch-free: it crosses to the engine process as JSON."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Device = Literal["auto", "cpu", "cuda"]
+DType = Literal["auto", "bfloat16", "float16", "float32"]
+
+
+class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Options of one engine.
+
+    Attributes:
+        model: folder of the checkpoint (an id of the hub is resolved before).
+        device: "auto" takes a GPU when there is one.
+        dtype: dtype of weights, activations and cache. "auto" is the checkpoint's own, but
+            float32 on CPUs that lack instructions for it.
+        max_model_len: most tokens of one sequence, prompt and completion together; None is
+            what the checkpoint was trained for, as far as the cache holds it.
+        kv_cache_tokens: size of the KV cache pool in tokens; None sizes it from memory.
+        max_batch_tokens: most tokens that one step computes; longer prompts run in chunks.
+        max_num_seqs: most sequences that run at once; others wait.
+    """
+
+    model: str
+    device: Device = "auto"
+    dtype: DType = "auto"
+    max_model_len: int | None = None
+    kv_cache_tokens: int | None = None
+    max_batch_tokens: int = 512
+    max_num_seqs: int = 64

@@ -1,0 +1,116 @@
+"""What crosses the pipe between the server process and the engine process.
+
+Frames are a 4-byte little-endian length and a msgpack body. msgspec decodes into the types
+below and nothing else: no pickle, no code. Torch-free.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from qwell.runtime.sampling_params import SamplingParams
+
+FinishReason = Literal["stop", "length"]
+
+
+class Add(msgspec.Struct, tag=True, frozen=True):
+    """Server -> engine: run this request."""
+
+    request_id: str
+    prompt_ids: list[int]
+    params: SamplingParams
+
+
+class Abort(msgspec.Struct, tag=True, frozen=True):
+    """Server -> engine: forget this request; unknown or finished ids are ignored."""
+
+    request_id: str
+
+
+class EngineInfo(msgspec.Struct, tag=True, frozen=True):
+    """Engine -> server, once: the model is loaded and steps can run.
+
+    `max_model_len` counts prompt and generated tokens together, `kv_cache_tokens` is the size
+    of the whole pool.
+    """
+
+    max_model_len: int
+    kv_cache_tokens: int
+    vocab_size: int
+    device: str
+    dtype: str
+
+
+class StartFailed(msgspec.Struct, tag=True, frozen=True):
+    """Engine -> server: the model cannot be loaded; the process ends. One line for the user."""
+
+    message: str
+
+
+class TokenOutput(msgspec.Struct, frozen=True):
+    """New tokens of one request. With a `finish_reason` nothing more follows.
+
+    An end-of-sequence id that ended the request is the last of `token_ids`.
+    """
+
+    request_id: str
+    token_ids: list[int]
+    finish_reason: FinishReason | None = None
+
+
+class StepOutputs(msgspec.Struct, tag=True, frozen=True):
+    """Engine -> server: what one step produced."""
+
+    outputs: list[TokenOutput]
+
+
+class Rejected(msgspec.Struct, tag=True, frozen=True):
+    """Engine -> server: a request that `engine.add` refused (a RequestError's fields)."""
+
+    request_id: str
+    message: str
+    param: str | None = None
+    code: str | None = None
+
+
+ToEngine = Add | Abort
+FromEngine = EngineInfo | StartFailed | StepOutputs | Rejected
+
+MAX_FRAME_BYTES = 1 << 28
+_LENGTH_BYTES = 4
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode_frame(message: ToEngine | FromEngine) -> bytes:
+    """One message as it goes over the pipe."""
+    body = _encoder.encode(message)
+    return len(body).to_bytes(_LENGTH_BYTES, "little") + body
+
+
+class FrameReader:
+    """Cuts a byte stream into messages; feed it whatever arrived."""
+
+    def __init__(self, message_type: object) -> None:
+        self._buffer = bytearray()
+        self._decoder = msgspec.msgpack.Decoder(message_type)
+
+    def feed(self, data: bytes) -> list:
+        """The messages that `data` completes, in order.
+
+        Raises:
+            msgspec.ValidationError, ValueError: the peer does not speak this protocol.
+        """
+        self._buffer += data
+        messages = []
+        while len(self._buffer) >= _LENGTH_BYTES:
+            size = int.from_bytes(self._buffer[:_LENGTH_BYTES], "little")
+            if size > MAX_FRAME_BYTES:
+                raise ValueError(f"a frame of {size} bytes; at most {MAX_FRAME_BYTES} are sent")
+            end = _LENGTH_BYTES + size
+            if len(self._buffer) < end:
+                break
+            messages.append(self._decoder.decode(self._buffer[_LENGTH_BYTES:end]))
+            del self._buffer[:end]
+        return messages
