@@ -53,7 +53,7 @@ class Rope(Protocol):
         v_cache: Tensor,
         slot_mapping: Tensor,
     ) -> Tensor:
-        """Split qkv [T, (Hq + 2 Hkv) D], normalise and rotate q and k, write k and v -> q [T, Hq, D].
+        """Split qkv [T, (Hq + 2 Hkv) D], norm and rotate q and k, cache k and v -> q [T, Hq, D].
 
         q_norm, k_norm [D] are RMS weights applied per head before the rotation, or both None.
         cos_sin [P, D] fp32 holds cos of D/2 frequencies, then sin; pairs are (j, j + D/2).
