@@ -1,0 +1,1 @@
+"""The meaning of every op in plain torch, one file an op."""
