@@ -32,7 +32,7 @@ def sample(
         row = logits[s]
         if penalty != 1.0:
             row = _penalise(row, seen_ids[bounds[s] : bounds[s + 1]].long(), penalty)
-        ids.append(row.argmax() if heat == 0.0 else _draw(row / heat, k, p, floor, u))
+        ids.append(row.argmax() if heat == 0.0 else _draw(row.double() / heat, k, p, floor, u))
     return torch.stack(ids).to(torch.int32)
 
 
@@ -43,11 +43,11 @@ def _penalise(row: Tensor, seen: Tensor, penalty: float) -> Tensor:
 
 
 def _draw(row: Tensor, k: int, p: float, floor: float, u: float) -> Tensor:
-    """One id from logits [V] truncated to top-k, top-p, min-p, by inverse of the cdf at u."""
+    """One id from fp64 logits [V] cut to top-k, top-p, min-p, by inverse of the cdf at u."""
     kept = torch.arange(row.numel(), device=row.device)
     if 0 < k < row.numel():
         kept = (row >= row.topk(k).values[-1]).nonzero().squeeze(1)
-    weights = row[kept].double().softmax(dim=0)
+    weights = row[kept].softmax(dim=0)
     if p < 1.0:
         ordered, order = weights.sort(descending=True, stable=True)
         before = ordered.cumsum(0) - ordered
