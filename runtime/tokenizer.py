@@ -1,0 +1,141 @@
+"""Text <-> token ids of a checkpoint: byte-level BPE, as every Qwen generation uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import tokenizers
+
+from qwell.runtime.byte_level import ALPHABET, to_bytes
+from qwell.runtime.errors import CheckpointError, RequestError
+from qwell.runtime.tiktoken_vocab import load_tiktoken
+
+TOKENIZER_FILE = "tokenizer.json"
+
+
+class Tokenizer:
+    """Encodes text and decodes ids; safe to use from several threads.
+
+    Attributes:
+        vocab_size: highest id that decodes, plus one. A model may have more (padding) rows.
+        special_ids: control tokens, the ids that `skip_special` drops.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        """Wrap a byte-level BPE tokenizer of the `tokenizers` library.
+
+        Raises:
+            CheckpointError: the tokenizer is of another kind or lacks a byte.
+        """
+        _check_byte_level(backend)
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        vocab = backend.get_vocab(with_added_tokens=True)
+        added = backend.get_added_tokens_decoder()
+        self._added_ids = {token.content: token_id for token_id, token in added.items()}
+        self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self.vocab_size = max(vocab.values()) + 1
+        self._bytes = {token_id: to_bytes(token) for token, token_id in vocab.items()}
+
+    @classmethod
+    def from_dir(cls, folder: Path) -> Tokenizer:
+        """The tokenizer of a checkpoint: tokenizer.json, else the one *.tiktoken file.
+
+        Raises:
+            CheckpointError: neither is there, the file is damaged, or it is not byte-level BPE.
+        """
+        path = folder / TOKENIZER_FILE
+        if path.is_file():
+            backend = _load_tokenizer_json(path)
+        else:
+            path = _find_tiktoken(folder)
+            backend = load_tiktoken(path)
+        try:
+            return cls(backend)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+
+    def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
+        """Token ids of `text`; nothing is added in front or behind.
+
+        With `parse_special` the text of an added token (`<|im_end|>`, `<tool_call>`) becomes its
+        id; without, it is text like any other.
+
+        Raises:
+            RequestError: `text` has half a surrogate pair, which no UTF-8 can hold.
+        """
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise RequestError(
+                f"text must be valid Unicode; at index {error.start} it has the lone surrogate "
+                f"{text[error.start]!r}"
+            ) from error
+        if parse_special:
+            return self._backend.encode(text, add_special_tokens=False).ids
+        return self._encode_plain(text)
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """The text of `ids`; bytes that are not UTF-8 become U+FFFD, unknown ids nothing."""
+        skipped = self.special_ids if skip_special else frozenset()
+        data = b"".join(self.token_bytes(token_id) for token_id in ids if token_id not in skipped)
+        return data.decode("utf-8", errors="replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes an id stands for; a token may end inside a character.
+
+        Empty for an id the tokenizer lacks, such as a padding row of the model's vocabulary.
+        """
+        return self._bytes.get(token_id, b"")
+
+    def token_id(self, token: str) -> int | None:
+        """The id of an added token such as `<|im_end|>`; None if there is no such token."""
+        return self._added_ids.get(token)
+
+    def _encode_plain(self, text: str) -> list[int]:
+        # The library's own switch, `encode_special_tokens`, is state shared by all threads and
+        # still matches added tokens that are not special; running its stages one by one is not.
+        backend = self._backend
+        if backend.normalizer is not None:
+            text = backend.normalizer.normalize_str(text)
+        pieces = [text]
+        if backend.pre_tokenizer is not None:
+            pieces = [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
+        model = backend.model
+        return [token.id for piece in pieces for token in model.tokenize(piece)]
+
+
+def _check_byte_level(backend: tokenizers.Tokenizer) -> None:
+    model, decoder = backend.model, backend.decoder
+    if not isinstance(model, tokenizers.models.BPE) or not isinstance(
+        decoder, tokenizers.decoders.ByteLevel
+    ):
+        raise CheckpointError(
+            f"a {type(model).__name__} model with a {type(decoder).__name__} decoder; supported "
+            "is byte-level BPE (a BPE model with a ByteLevel decoder)"
+        )
+    missing = [byte for byte, char in enumerate(ALPHABET) if model.token_to_id(char) is None]
+    if missing:
+        raise CheckpointError(
+            f"no token for the single byte 0x{missing[0]:02x}: text that holds it could not be "
+            "encoded; byte-level BPE has all 256"
+        )
+
+
+def _load_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception, whatever the fault
+        raise CheckpointError(f"{path} is not a readable tokenizer file: {error}") from error
+
+
+def _find_tiktoken(folder: Path) -> Path:
+    found = sorted(folder.glob("*.tiktoken"))
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise CheckpointError(
+            f"{folder} must hold {TOKENIZER_FILE} or one *.tiktoken file; it has {names}"
+        )
+    return found[0]
