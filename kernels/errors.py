@@ -1,0 +1,7 @@
+"""The one exception of this package. `runtime` lets it through as its own KernelError."""
+
+from __future__ import annotations
+
+
+class KernelError(Exception):
+    """A kernel cannot serve the given device, dtype or shape; says which op, which tensor, why."""

@@ -1,0 +1,38 @@
+#include "isa.h"
+
+namespace qwell {
+
+const char* isa_name(Isa isa) {
+  switch (isa) {
+    case Isa::avx2:
+      return "avx2";
+    case Isa::avx512:
+      return "avx512";
+    case Isa::neon:
+      return "neon";
+    case Isa::portable:
+      break;
+  }
+  return "portable";
+}
+
+std::vector<Isa> runnable_isas() {
+  std::vector<Isa> isas;
+#if defined(__x86_64__)
+  // These builtins also ask the operating system whether it saves the wide registers.
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c")) {
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl")) {
+      isas.push_back(Isa::avx512);
+    }
+    isas.push_back(Isa::avx2);
+  }
+#elif defined(__aarch64__)
+  isas.push_back(Isa::neon);  // part of the base architecture
+#endif
+  isas.push_back(Isa::portable);
+  return isas;
+}
+
+}  // namespace qwell

@@ -1,0 +1,26 @@
+#pragma once
+
+// The fp32 vector of the instruction set QWELL_ISA that this unit is compiled for:
+//
+//   Vec                  Vec::width lanes, with + and *
+//   splat(float)         one value in all lanes
+//   load(const T*)       Vec::width elements, unaligned, widened to fp32
+//   store(T*, Vec)       rounds to nearest even and stores, unaligned; NaN stays NaN
+//   rounded<T>(Vec)      rounds to T and back
+//
+// T is float, BFloat16 or Float16. Everything is in namespace qwell::QWELL_ISA and internal to
+// the unit: a function that the linker merged with another unit's copy could carry instructions
+// to a processor that lacks them. For the same reason units that include this use no standard
+// library function that is not inlined or a call to libc.
+
+#if defined(QWELL_ISA_AVX512)
+#include "avx512.h"
+#elif defined(QWELL_ISA_AVX2)
+#include "avx2.h"
+#elif defined(QWELL_ISA_NEON)
+#include "neon.h"
+#elif defined(QWELL_ISA_PORTABLE)
+#include "portable.h"
+#else
+#error "kernel units are compiled with one QWELL_ISA_... definition, see CMakeLists.txt"
+#endif

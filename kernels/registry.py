@@ -1,0 +1,106 @@
+"""Which implementation serves which op: chosen once, when a model is built, never per call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from qwell.kernels.checks import MODEL_DTYPES
+from qwell.kernels.errors import KernelError
+from qwell.kernels.ops import OP_NAMES, Ops
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An implementation family: qwell.kernels.<family>.<op> holds a function named like the op.
+
+    Attributes:
+        family: name of the package under qwell.kernels.
+        devices: types of torch devices it serves (HIP devices call themselves "cuda"); None
+            serves all.
+        dtypes: model dtypes it serves.
+    """
+
+    family: str
+    devices: tuple[str, ...] | None
+    dtypes: tuple[torch.dtype, ...] = MODEL_DTYPES
+
+    def serves(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether tensors of this device and dtype may be given to it."""
+        return (self.devices is None or device.type in self.devices) and dtype in self.dtypes
+
+
+_REFERENCE = Candidate("reference", devices=None)
+_NATIVE = Candidate("native", devices=("cpu",))
+_TRITON = Candidate("triton", devices=("cuda",))
+
+# The first candidate that serves the device and dtype is taken.
+_CANDIDATES: dict[str, tuple[Candidate, ...]] = {
+    "embedding": (_REFERENCE,),
+    "rms_norm": (_NATIVE, _TRITON, _REFERENCE),
+    "linear": (_REFERENCE,),
+    "rope": (_REFERENCE,),
+    "attention": (_REFERENCE,),
+    "silu_mul": (_REFERENCE,),
+    "sample": (_REFERENCE,),
+}
+
+
+def build_ops(
+    device: torch.device,
+    dtype: torch.dtype,
+    overrides: Mapping[str, Callable[..., Any]] | None = None,
+) -> Ops:
+    """Choose one implementation per op for a model on `device` with `dtype` weights.
+
+    overrides maps op names to callables that serve instead of the choice made here. Raises
+    KernelError for an op that does not exist, a dtype that nothing serves, or an
+    implementation that this installation cannot import.
+    """
+    chosen = dict(overrides or {})
+    unknown = sorted(chosen.keys() - set(OP_NAMES))
+    if unknown:
+        raise KernelError(f"no op named {', '.join(unknown)}; the ops are {', '.join(OP_NAMES)}")
+    for op in OP_NAMES:
+        if op not in chosen:
+            chosen[op] = _load(op, _choose(op, device, dtype))
+    return Ops(**chosen)
+
+
+def describe(ops: Ops) -> dict[str, str]:
+    """Op name -> family that serves it, or module and name of a callable from elsewhere."""
+    return {op: _origin(getattr(ops, op)) for op in OP_NAMES}
+
+
+def _choose(op: str, device: torch.device, dtype: torch.dtype) -> Candidate:
+    for candidate in _CANDIDATES[op]:
+        if candidate.serves(device, dtype):
+            return candidate
+    raise KernelError(
+        f"{op}: no implementation for {dtype} on {device}; the dtypes are "
+        f"{', '.join(str(known).removeprefix('torch.') for known in MODEL_DTYPES)}"
+    )
+
+
+def _load(op: str, candidate: Candidate) -> Callable[..., Any]:
+    # Imported when chosen: importing Triton takes a second that CPU-only starts need not spend,
+    # and there are platforms without it.
+    module = f"qwell.kernels.{candidate.family}.{op}"
+    try:
+        implementation: Callable[..., Any] = getattr(import_module(module), op)
+    except ImportError as error:
+        raise KernelError(f"{op}: cannot load {module}: {error}") from error
+    return implementation
+
+
+def _origin(implementation: Callable[..., Any]) -> str:
+    # Instances, such as functools.partial, have no name of their own: their class tells.
+    named = implementation if hasattr(implementation, "__qualname__") else type(implementation)
+    package, _, rest = named.__module__.removeprefix("qwell.kernels.").partition(".")
+    if named.__module__.startswith("qwell.kernels.") and rest:
+        return package
+    return f"{named.__module__}:{named.__qualname__}"
