@@ -30,8 +30,8 @@ class DownloadError(QwellError):
     """Files could not be fetched: no network, unknown repository, wrong hash."""
 
 
-class KernelError(QwellError):
-    """A kernel implementation cannot serve the given device, dtype or shape."""
+class EngineStartError(QwellError):
+    """The device, dtype, kernel or memory that was asked for cannot be had."""
 
 
 class RequestError(QwellError):

@@ -1,0 +1,79 @@
+"""One step's tokens as tensors: whose they are, where they stand, where they are cached."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qwell.runtime.scheduler import Chunk
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tokens of all sequences of a step, concatenated; every tensor is int32.
+
+    T tokens, S sequences, R rows whose logits are wanted.
+
+    Attributes:
+        input_ids: [T].
+        positions: [T], place of a token in its sequence.
+        slot_mapping: [T], cache slot that the token's k and v go to.
+        block_table: [S, most blocks of a sequence], padded with 0.
+        cu_seqlens_q: [S + 1], first row of every sequence, then T.
+        seq_lens: [S], cached tokens of a sequence once this step has run.
+        logit_rows: [R].
+    """
+
+    input_ids: Tensor
+    positions: Tensor
+    slot_mapping: Tensor
+    block_table: Tensor
+    cu_seqlens_q: Tensor
+    seq_lens: Tensor
+    logit_rows: Tensor
+
+
+def build_batch(
+    chunks: Sequence[Chunk], block_size: int, device: torch.device, *, all_logits: bool = False
+) -> Batch:
+    """The batch of the scheduled chunks.
+
+    Logits are wanted for the last token of every chunk that completes its sequence, or for
+    every token with `all_logits`.
+    """
+    input_ids: list[int] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    starts = [0]
+    logit_rows: list[int] = []
+    for chunk in chunks:
+        blocks = chunk.sequence.blocks
+        input_ids += chunk.sequence.token_ids[chunk.start : chunk.end]
+        positions += range(chunk.start, chunk.end)
+        slots += (
+            blocks[position // block_size] * block_size + position % block_size
+            for position in range(chunk.start, chunk.end)
+        )
+        starts.append(len(input_ids))
+        if all_logits:
+            logit_rows += range(starts[-2], starts[-1])
+        elif chunk.completes:
+            logit_rows.append(starts[-1] - 1)
+    width = max(len(chunk.sequence.blocks) for chunk in chunks)
+    table = [chunk.sequence.blocks + [0] * (width - len(chunk.sequence.blocks)) for chunk in chunks]
+
+    def tensor(values: Sequence[object]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=device)
+
+    return Batch(
+        input_ids=tensor(input_ids),
+        positions=tensor(positions),
+        slot_mapping=tensor(slots),
+        block_table=tensor(table),
+        cu_seqlens_q=tensor(starts),
+        seq_lens=tensor([chunk.end for chunk in chunks]),
+        logit_rows=tensor(logit_rows),
+    )

@@ -1,0 +1,155 @@
+"""Reading of safetensors files, memory-mapped and validated before any tensor is touched.
+
+Format: an 8-byte little-endian header length, a JSON header {name: {dtype, shape,
+data_offsets}}, then the data, which the offsets must cover without hole or overlap
+(https://github.com/huggingface/safetensors, "Format").
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qwell.runtime.errors import CheckpointError
+
+# The limits of the format's own library, and one on the count: a header within the size limit
+# can still name enough tensors to exhaust memory.
+MAX_HEADER_BYTES = 100_000_000
+MAX_TENSORS = 200_000
+MAX_DIMENSIONS = 8
+
+ITEM_BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
+    "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
+    "U32": 4, "I32": 4, "F32": 4,
+    "U64": 8, "I64": 8, "F64": 8,
+}  # fmt: skip
+TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies: `begin` and `end` count bytes from the start of the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+class SafetensorsFile:
+    """One memory-mapped file; `tensors` maps names to their place."""
+
+    def __init__(self, path: Path) -> None:
+        """Map and validate.
+
+        Raises:
+            CheckpointError: the file is missing, or its header is not sound.
+        """
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                # Private and writable only because torch warns about read-only buffers;
+                # nothing writes, so pages stay shared with the page cache.
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except FileNotFoundError:
+            raise CheckpointError(f"{path} does not exist") from None
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} cannot be mapped: {error}") from error
+        self.tensors = _parse_header(self._map, path)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor as a view of the mapping: no copy, its pages are read when touched."""
+        info = self.tensors[name]
+        dtype = TORCH_DTYPES[info.dtype]
+        if info.begin == info.end:
+            return torch.empty(info.shape, dtype=dtype)
+        count = (info.end - info.begin) // dtype.itemsize
+        if info.begin % dtype.itemsize:
+            data = bytearray(self._map[info.begin : info.end])
+            return torch.frombuffer(data, dtype=dtype).view(info.shape)
+        flat = torch.frombuffer(self._map, dtype=dtype, count=count, offset=info.begin)
+        return flat.view(info.shape)
+
+    def release(self, name: str) -> None:
+        """Give back the memory of a tensor that was copied; reading it again is still fine."""
+        info = self.tensors[name]
+        begin = -(-info.begin // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = info.end - begin
+        if length > 0 and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED, begin, length)
+
+
+def _parse_header(data: mmap.mmap, path: Path) -> dict[str, TensorInfo]:
+    size = len(data)
+    length = int.from_bytes(data[:8], "little")
+    if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
+        raise CheckpointError(
+            f"{path}: the header length is {length} in a file of {size} bytes; at most "
+            f"{MAX_HEADER_BYTES} are allowed. The file is cut short or not safetensors"
+        )
+    try:
+        header = json.loads(
+            data[8 : 8 + length].decode("utf-8"), object_pairs_hook=_object_without_doubles
+        )
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: the header is not sound JSON: {error}") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: the header must be a JSON object")
+    header.pop("__metadata__", None)
+    if len(header) > MAX_TENSORS:
+        raise CheckpointError(f"{path}: {len(header)} tensors; at most {MAX_TENSORS} are allowed")
+
+    start = 8 + length
+    tensors = {name: _parse_entry(name, entry, start, path) for name, entry in header.items()}
+    position = start
+    for name, info in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if info.begin != position:
+            fault = "overlaps its neighbour" if info.begin < position else "leaves a hole before it"
+            raise CheckpointError(f"{path}: tensor {name!r} {fault}; offsets must be contiguous")
+        position = info.end
+    if position != size:
+        raise CheckpointError(
+            f"{path}: the tensors end at byte {position}, the file at {size}; it is "
+            f"{'cut short' if position > size else 'longer than its header says'}"
+        )
+    return tensors
+
+
+def _object_without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        doubled = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {doubled!r} appears twice")
+    return result
+
+
+def _parse_entry(name: str, entry: Any, start: int, path: Path) -> TensorInfo:
+    where = f"{path}: tensor {name!r}"
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise CheckpointError(f"{where} must have exactly dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+        raise CheckpointError(f"{where} has the unknown dtype {dtype!r}")
+    if not _is_index_list(shape) or len(shape) > MAX_DIMENSIONS:
+        raise CheckpointError(f"{where} has the shape {shape!r}, which is not a list of sizes")
+    if not _is_index_list(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise CheckpointError(f"{where} has the data_offsets {offsets!r}, not [begin, end]")
+    wanted = math.prod(shape) * ITEM_BYTES[dtype]
+    if offsets[1] - offsets[0] != wanted:
+        raise CheckpointError(
+            f"{where} of shape {shape} and dtype {dtype} needs {wanted} bytes, its offsets "
+            f"{offsets} hold {offsets[1] - offsets[0]}"
+        )
+    return TensorInfo(dtype, tuple(shape), start + offsets[0], start + offsets[1])
+
+
+def _is_index_list(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)

@@ -1,0 +1,183 @@
+"""The engine: add requests, step, abort. Synchronous; the only door to the runtime."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Sequence as SequenceOf
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qwell.runtime.batch import build_batch
+from qwell.runtime.engine_options import EngineOptions
+from qwell.runtime.errors import RequestError
+from qwell.runtime.kv_cache import BLOCK_SIZE, BlockPool, blocks_for
+from qwell.runtime.loader import LoadedModel, load_model
+from qwell.runtime.messages import EngineInfo, FinishReason, TokenOutput
+from qwell.runtime.sampler import sample_next
+from qwell.runtime.sampling_params import SamplingParams
+from qwell.runtime.scheduler import Chunk, Scheduler, Sequence
+
+
+class Engine:
+    """Runs the requests of one model, many at a time, one step after the other."""
+
+    def __init__(
+        self, model: LoadedModel, eos_token_ids: Iterable[int], options: EngineOptions
+    ) -> None:
+        self._model = model
+        self._eos = frozenset(eos_token_ids)
+        self._max_batch_tokens = options.max_batch_tokens
+        self._pool = BlockPool(model.num_blocks)
+        self._scheduler = Scheduler(
+            self._pool,
+            max_batch_tokens=options.max_batch_tokens,
+            max_num_seqs=options.max_num_seqs,
+        )
+        self._sequences: dict[str, Sequence] = {}
+        # Requests for no tokens at all: done, but reported by a step like every other.
+        self._done: list[TokenOutput] = []
+
+    @classmethod
+    def start(
+        cls,
+        options: EngineOptions,
+        eos_token_ids: Iterable[int] = (),
+        kernels: Mapping[str, Callable[..., Any]] | None = None,
+    ) -> Engine:
+        """Load a model and make it ready to step.
+
+        Args:
+            options: the checkpoint and how to run it.
+            eos_token_ids: ids that end a completion.
+            kernels: implementations of single ops that replace the chosen ones, by op name.
+
+        Raises:
+            CheckpointError, UnsupportedModelError, EngineStartError: see `load_model`.
+        """
+        return cls(load_model(options, kernels), eos_token_ids, options)
+
+    @property
+    def info(self) -> EngineInfo:
+        model = self._model
+        return EngineInfo(
+            max_model_len=model.max_model_len,
+            kv_cache_tokens=model.num_blocks * BLOCK_SIZE,
+            vocab_size=model.config.vocab_size,
+            device=str(model.device),
+            dtype=str(model.dtype).removeprefix("torch."),
+        )
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._done) or self._scheduler.has_work
+
+    @property
+    def num_free_blocks(self) -> int:
+        return self._pool.num_free
+
+    def add(self, request_id: str, prompt_ids: SequenceOf[int], params: SamplingParams) -> None:
+        """Queue a request; its tokens come out of later steps.
+
+        Raises:
+            RequestError: an empty prompt, an id outside the vocabulary, or more tokens than
+                the context holds (code "context_length_exceeded").
+        """
+        if request_id in self._sequences:
+            raise RequestError(f"the request id {request_id!r} is in use")
+        self._check(prompt_ids, params.max_tokens)
+        if params.max_tokens == 0:
+            self._done.append(TokenOutput(request_id, [], "length"))
+            return
+        sequence = Sequence(
+            request_id=request_id,
+            token_ids=list(prompt_ids),
+            num_prompt_tokens=len(prompt_ids),
+            params=params,
+            seed=secrets.randbits(64) if params.seed is None else params.seed,
+        )
+        self._sequences[request_id] = sequence
+        self._scheduler.add(sequence)
+
+    def abort(self, request_id: str) -> None:
+        """Forget a request; its blocks are free at once. Unknown ids are ignored."""
+        sequence = self._sequences.pop(request_id, None)
+        if sequence is not None:
+            self._scheduler.remove(sequence)
+        self._done = [output for output in self._done if output.request_id != request_id]
+
+    @torch.inference_mode()
+    def step(self) -> list[TokenOutput]:
+        """Compute one batch; the new token of every sequence that got one."""
+        outputs, self._done = self._done, []
+        chunks = self._scheduler.schedule()
+        if not chunks:
+            return outputs
+        batch = build_batch(chunks, BLOCK_SIZE, self._model.device)
+        logits = self._model.decoder.forward(batch, self._model.cache)
+        self._scheduler.computed(chunks)
+        sampled = [chunk.sequence for chunk in chunks if chunk.completes]
+        if sampled:
+            next_ids = sample_next(self._model.decoder.ops, logits, sampled)
+            outputs += (
+                self._append(sequence, token_id)
+                for sequence, token_id in zip(sampled, next_ids, strict=True)
+            )
+        return outputs
+
+    @torch.inference_mode()
+    def logits(self, token_ids: SequenceOf[int]) -> Tensor:
+        """Logits of every position, fp32 [T, V], in chunks through the cache as in serving.
+
+        Raises:
+            RequestError: as `add`.
+        """
+        self._check(token_ids, 0)
+        sequence = Sequence("logits", list(token_ids), len(token_ids), SamplingParams(), seed=0)
+        if blocks_for(len(token_ids)) > self._pool.num_free:
+            raise RequestError("the KV cache is in use by running requests; let them finish first")
+        sequence.blocks += self._pool.take(blocks_for(len(token_ids)))
+        try:
+            pieces = []
+            for start in range(0, len(token_ids), self._max_batch_tokens):
+                end = min(start + self._max_batch_tokens, len(token_ids))
+                chunk = Chunk(sequence, start, end)
+                batch = build_batch([chunk], BLOCK_SIZE, self._model.device, all_logits=True)
+                pieces.append(self._model.decoder.forward(batch, self._model.cache))
+            return torch.cat(pieces)
+        finally:
+            self._pool.give_back(sequence.blocks)
+
+    def _append(self, sequence: Sequence, token_id: int) -> TokenOutput:
+        """Give a sequence its next token, and end it where that is the last."""
+        sequence.token_ids.append(token_id)
+        reason: FinishReason | None = None
+        if token_id in self._eos and not sequence.params.ignore_eos:
+            reason = "stop"
+        elif sequence.num_generated >= sequence.params.max_tokens:
+            reason = "length"
+        if reason is not None:
+            del self._sequences[sequence.request_id]
+            self._scheduler.remove(sequence)
+        return TokenOutput(sequence.request_id, [token_id], reason)
+
+    def _check(self, prompt_ids: SequenceOf[int], max_tokens: int) -> None:
+        if not prompt_ids:
+            raise RequestError("the prompt is empty; it must have at least one token")
+        vocab_size = self._model.config.vocab_size
+        for token_id in prompt_ids:
+            if not 0 <= token_id < vocab_size:
+                raise RequestError(
+                    f"the prompt holds the token id {token_id}; ids must be in 0..{vocab_size - 1}",
+                    param="prompt",
+                )
+        total, limit = len(prompt_ids) + max_tokens, self._model.max_model_len
+        if total > limit:
+            raise RequestError(
+                f"this model's context is {limit} tokens, but {total} were asked for "
+                f"({len(prompt_ids)} in the prompt, {max_tokens} for the completion)",
+                param="max_tokens" if len(prompt_ids) < limit else "prompt",
+                code="context_length_exceeded",
+            )

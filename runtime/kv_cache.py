@@ -1,0 +1,69 @@
+"""The paged KV cache: a pool of blocks, and the tensors that the blocks are rows of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qwell.runtime.checkpoint.config import ModelConfig
+
+BLOCK_SIZE = 16
+
+
+class BlockPool:
+    """Hands out block numbers 0 .. num_blocks - 1, each to one owner at a time."""
+
+    def __init__(self, num_blocks: int) -> None:
+        self.num_blocks = num_blocks
+        # Taken from the end: low numbers first.
+        self._free = list(range(num_blocks - 1, -1, -1))
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    def take(self, count: int) -> list[int]:
+        """`count` blocks; the caller has checked `num_free`."""
+        if count > len(self._free):
+            raise ValueError(f"{count} blocks wanted, {len(self._free)} free")
+        return [self._free.pop() for _ in range(count)]
+
+    def give_back(self, blocks: list[int]) -> None:
+        """Return blocks to the pool; `blocks` is emptied, so that no owner keeps them."""
+        self._free += blocks
+        blocks.clear()
+
+
+@dataclass(frozen=True)
+class KVCache:
+    """Per layer k and v [num_blocks, Hkv, BLOCK_SIZE, D] in the model dtype."""
+
+    k: list[Tensor]
+    v: list[Tensor]
+
+
+def blocks_for(num_tokens: int) -> int:
+    """Blocks that hold so many tokens."""
+    return -(-num_tokens // BLOCK_SIZE)
+
+
+def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
+    """Cache bytes of one token over all layers."""
+    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
+
+
+def allocate(
+    config: ModelConfig, num_blocks: int, dtype: torch.dtype, device: torch.device
+) -> KVCache:
+    """Cache tensors for `num_blocks` blocks, uninitialised: attention reads written slots only.
+
+    On CPUs the memory becomes resident as blocks are first used.
+    """
+    shape = (num_blocks, config.num_kv_heads, BLOCK_SIZE, config.head_dim)
+
+    def layers() -> list[Tensor]:
+        return [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
+
+    return KVCache(k=layers(), v=layers())

@@ -1,0 +1,163 @@
+"""LLM: a model in this process, for scripts, notebooks and the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from qwell.runtime.chat_template import ChatTemplate, load_chat_template
+from qwell.runtime.checkpoint.generation_config import load_generation_defaults
+from qwell.runtime.checkpoint.resolve import resolve_model
+from qwell.runtime.engine import Engine
+from qwell.runtime.engine_options import Device, DType, EngineOptions
+from qwell.runtime.messages import EngineInfo, FinishReason
+from qwell.runtime.sampling_params import SamplingParams
+from qwell.runtime.text_stream import TextStream
+from qwell.runtime.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One finished completion. `token_ids` holds the generated ids, an end id included."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    prompt_token_ids: list[int]
+
+
+class LLM:
+    """A model to generate with.
+
+        >>> LLM("Qwen/Qwen3-0.6B").generate(["Hello"], SamplingParams(max_tokens=8))
+
+    Args:
+        model: folder or id of a checkpoint; None is the demo model.
+        device, dtype, max_model_len, kv_cache_tokens, max_batch_tokens, max_num_seqs:
+            see `EngineOptions`.
+        kernels: implementations of single ops that replace the chosen ones, by op name.
+
+    Raises:
+        CheckpointError, UnsupportedModelError, DownloadError, EngineStartError.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        device: Device = "auto",
+        dtype: DType = "auto",
+        max_model_len: int | None = None,
+        kv_cache_tokens: int | None = None,
+        max_batch_tokens: int = 512,
+        max_num_seqs: int = 64,
+        kernels: Mapping[str, Callable[..., Any]] | None = None,
+    ) -> None:
+        self._folder = resolve_model(None if model is None else str(model))
+        self.defaults = load_generation_defaults(self._folder)
+        options = EngineOptions(
+            model=str(self._folder),
+            device=device,
+            dtype=dtype,
+            max_model_len=max_model_len,
+            kv_cache_tokens=kv_cache_tokens,
+            max_batch_tokens=max_batch_tokens,
+            max_num_seqs=max_num_seqs,
+        )
+        self._engine = Engine.start(options, self.defaults.eos_token_ids, kernels)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Read on first use: a checkpoint without one still runs on token ids."""
+        return Tokenizer.from_dir(self._folder)
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate | None:
+        return load_chat_template(self._folder)
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._engine.info
+
+    def logits(self, token_ids: Sequence[int]) -> Tensor:
+        """Logits of every position, fp32 [len(token_ids), vocab_size]."""
+        return self._engine.logits(token_ids)
+
+    def generate(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        params: SamplingParams | None = None,
+        *,
+        on_text: Callable[[int, str], None] | None = None,
+    ) -> list[Completion]:
+        """Complete every prompt, in one batch as far as the cache holds them.
+
+        Args:
+            prompts: texts or token ids.
+            params: sampling of all prompts; None is the model's own defaults.
+            on_text: called with the prompt's index and each piece of its text as it comes.
+
+        Raises:
+            RequestError: a prompt that cannot be served; none of them is generated then.
+        """
+        if isinstance(prompts, str):
+            raise TypeError("prompts must be a list; for one prompt pass [prompt]")
+        params = self.default_params() if params is None else params
+        running: dict[str, _Running] = {}
+        try:
+            for index, prompt in enumerate(prompts):
+                ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+                request_id = str(index)
+                self._engine.add(request_id, ids, params)
+                running[request_id] = _Running(ids, TextStream(self.tokenizer, params.stop))
+            return self._run(running, on_text)
+        finally:
+            # Also after an error or Ctrl-C: the next call starts with a clean engine.
+            for request_id in running:
+                self._engine.abort(request_id)
+
+    def default_params(self) -> SamplingParams:
+        """The checkpoint's own sampling defaults where its generation_config.json has any."""
+        own = {
+            name: value
+            for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+            if (value := getattr(self.defaults, name)) is not None
+        }
+        return replace(SamplingParams(), **own)
+
+    def _run(
+        self, running: dict[str, _Running], on_text: Callable[[int, str], None] | None
+    ) -> list[Completion]:
+        while any(request.reason is None for request in running.values()):
+            for output in self._engine.step():
+                request = running[output.request_id]
+                request.token_ids += output.token_ids
+                piece = request.stream.push(output.token_ids)
+                request.reason = output.finish_reason
+                if request.stream.stopped:
+                    self._engine.abort(output.request_id)
+                    request.reason = "stop"
+                if request.reason is not None:
+                    piece += request.stream.finish()
+                request.text += piece
+                if piece and on_text is not None:
+                    on_text(int(output.request_id), piece)
+        return [request.completion() for request in running.values()]
+
+
+@dataclass
+class _Running:
+    prompt_ids: list[int]
+    stream: TextStream
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    reason: FinishReason | None = None
+
+    def completion(self) -> Completion:
+        assert self.reason is not None, "only finished requests are returned"
+        return Completion(self.text, self.token_ids, self.reason, self.prompt_ids)

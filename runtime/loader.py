@@ -1,0 +1,141 @@
+"""From options to a loaded model: device, dtype, context length, weights, cache."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qwell.kernels.errors import KernelError
+from qwell.kernels.registry import build_ops, describe
+from qwell.runtime.checkpoint.config import ModelConfig
+from qwell.runtime.checkpoint.shards import Shards
+from qwell.runtime.engine_options import EngineOptions
+from qwell.runtime.errors import EngineStartError, UnsupportedModelError
+from qwell.runtime.kv_cache import BLOCK_SIZE, KVCache, allocate, blocks_for, bytes_per_token
+from qwell.runtime.memory import cache_budget
+from qwell.runtime.models.dense import DenseDecoder, load_dense
+from qwell.runtime.models.registry import read_model_config
+
+log = logging.getLogger(__name__)
+
+# A pool below this could hardly hold a conversation; better to say so than to start.
+MIN_CACHE_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model that is ready to run, and the sizes it was loaded for."""
+
+    config: ModelConfig
+    decoder: DenseDecoder
+    cache: KVCache
+    num_blocks: int
+    max_model_len: int
+    device: torch.device
+    dtype: torch.dtype
+
+
+def load_model(
+    options: EngineOptions, kernels: Mapping[str, Callable[..., Any]] | None = None
+) -> LoadedModel:
+    """Load the checkpoint that `options` names.
+
+    Raises:
+        CheckpointError, UnsupportedModelError: what is wrong with the checkpoint.
+        EngineStartError: the device, dtype or memory asked for cannot be had.
+    """
+    folder = Path(options.model)
+    family, config = read_model_config(folder)
+    wanted = options.max_model_len or config.max_position
+    if wanted > config.max_position:
+        raise UnsupportedModelError(
+            f"max_model_len {wanted} is more than the {config.max_position} tokens that "
+            f"{folder} supports ({config.max_position_reason})"
+        )
+    device = pick_device(options.device)
+    dtype = pick_dtype(options.dtype, config.dtype, device)
+    try:
+        ops = build_ops(device, dtype, kernels)
+    except KernelError as error:
+        raise EngineStartError(str(error)) from error
+    with torch.inference_mode():
+        decoder = load_dense(Shards(folder), family.names, config, ops, wanted, dtype, device)
+        num_blocks = _pool_blocks(options, config, wanted, dtype, device)
+        cache = allocate(config, num_blocks, dtype, device)
+    max_model_len = min(wanted, num_blocks * BLOCK_SIZE)
+    log.info("%s: %s on %s in %s", folder, config.architecture, device, _name(dtype))
+    log.info("kernels: %s", ", ".join(f"{op}={name}" for op, name in describe(ops).items()))
+    log.info(
+        "KV cache: %d tokens (%.2f GiB), sequences of up to %d tokens",
+        num_blocks * BLOCK_SIZE,
+        num_blocks * BLOCK_SIZE * bytes_per_token(config, dtype) / 2**30,
+        max_model_len,
+    )
+    return LoadedModel(config, decoder, cache, num_blocks, max_model_len, device, dtype)
+
+
+def pick_device(wanted: str) -> torch.device:
+    """The device that an option names; "auto" prefers a GPU."""
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise EngineStartError("device cuda was asked for, but torch finds no GPU; use cpu or auto")
+    use_gpu = wanted == "cuda" or (wanted == "auto" and available)
+    return torch.device("cuda" if use_gpu else "cpu")
+
+
+def pick_dtype(wanted: str, stored: str, device: torch.device) -> torch.dtype:
+    """The dtype that an option names; "auto" is the stored one where the device computes it.
+
+    A CPU without instructions for a half precision emulates it, many times slower than fp32.
+    """
+    if wanted != "auto":
+        return _dtype(wanted)
+    if device.type == "cpu":
+        features = torch.cpu.get_capabilities()
+        native = {
+            "bfloat16": features.get("avx512_bf16") or features.get("bf16"),
+            "float16": features.get("avx512_fp16") or features.get("fp16_arith"),
+            "float32": True,
+        }
+        if not native[stored]:
+            log.info("this CPU has no %s arithmetic: computing in float32", stored)
+            return torch.float32
+    return _dtype(stored)
+
+
+def _pool_blocks(
+    options: EngineOptions,
+    config: ModelConfig,
+    max_model_len: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> int:
+    """Blocks of the cache pool: as asked, else all sequences at full length or what fits."""
+    if options.kv_cache_tokens is not None:
+        tokens = options.kv_cache_tokens
+    else:
+        fitting = cache_budget(device) // bytes_per_token(config, dtype)
+        tokens = min(options.max_num_seqs * max_model_len, fitting)
+    least = min(MIN_CACHE_TOKENS, max_model_len)
+    if options.max_model_len is not None:
+        least = max_model_len
+    if tokens < least:
+        raise EngineStartError(
+            f"the KV cache has room for {tokens} tokens, at least {least} are needed; "
+            "free memory, raise kv_cache_tokens or lower max_model_len"
+        )
+    return blocks_for(tokens)
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,178 @@
+"""The dense decoder that the Qwen families share; a family adds its config and tensor names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qwell.kernels.ops import Ops
+from qwell.runtime.batch import Batch
+from qwell.runtime.checkpoint.config import ModelConfig
+from qwell.runtime.checkpoint.shards import Shards
+from qwell.runtime.kv_cache import KVCache
+from qwell.runtime.layers.attention import Attention
+from qwell.runtime.layers.mlp import Mlp
+from qwell.runtime.layers.rotary import cos_sin_table
+
+
+@dataclass(frozen=True)
+class TensorNames:
+    """What a family calls its tensors; `layer` is the prefix of the names between the norms.
+
+    `qkv` holds prefixes of weight and bias, three for separate q, k, v or one for a fused
+    matrix. `buffers` may stand in a layer without being used.
+    """
+
+    embedding: str
+    layer: str
+    input_norm: str
+    qkv: tuple[str, ...]
+    o: str
+    post_norm: str
+    gate: str
+    up: str
+    down: str
+    final_norm: str
+    head: str
+    q_norm: str = ""
+    k_norm: str = ""
+    buffers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DecoderLayer:
+    """x += attention(norm(x)); x += mlp(norm(x))."""
+
+    input_norm: Tensor
+    attention: Attention
+    post_norm: Tensor
+    mlp: Mlp
+
+
+@dataclass(frozen=True)
+class DenseDecoder:
+    """Embedding, decoder layers, final norm, head. Weights are plain tensors, the math is ops."""
+
+    config: ModelConfig
+    ops: Ops
+    embedding: Tensor
+    layers: list[DecoderLayer]
+    final_norm: Tensor
+    head: Tensor
+    cos_sin: Tensor
+
+    def forward(self, batch: Batch, cache: KVCache) -> Tensor:
+        """Logits of the batch's logit_rows, fp32 [R, V]; keys and values go to the cache."""
+        ops, eps = self.ops, self.config.rms_norm_eps
+        x = ops.embedding(batch.input_ids, self.embedding)
+        residual: Tensor | None = None
+        for layer, k_cache, v_cache in zip(self.layers, cache.k, cache.v, strict=True):
+            x, residual = ops.rms_norm(x, layer.input_norm, eps, residual)
+            x = layer.attention(ops, x, batch, self.cos_sin, k_cache, v_cache)
+            x, residual = ops.rms_norm(x, layer.post_norm, eps, residual)
+            x = layer.mlp(ops, x)
+        assert residual is not None, "a decoder has at least one layer"
+        rows = batch.logit_rows
+        x, _ = ops.rms_norm(x[rows], self.final_norm, eps, residual[rows])
+        return ops.linear(x, self.head).float()
+
+
+def load_dense(
+    shards: Shards,
+    names: TensorNames,
+    config: ModelConfig,
+    ops: Ops,
+    max_model_len: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> DenseDecoder:
+    """A decoder with the checkpoint's weights in `dtype` on `device`.
+
+    Raises:
+        CheckpointError: the tensors are not the ones that config.json promises.
+        UnsupportedModelError: they are stored in a dtype that is not loaded.
+    """
+    shapes = _expected_shapes(names, config)
+    layer_prefixes = [names.layer.format(i=i) for i in range(config.num_layers)]
+    ignored = [prefix + buffer for prefix in layer_prefixes for buffer in names.buffers]
+    if config.tie_word_embeddings:
+        # Some writers store the tied head a second time.
+        ignored.append(names.head)
+    shards.verify(shapes, ignored)
+
+    def load(*tensors: str) -> Tensor:
+        return shards.load(tensors, dtype, device)
+
+    embedding = load(names.embedding)
+    return DenseDecoder(
+        config=config,
+        ops=ops,
+        embedding=embedding,
+        layers=[
+            _load_layer(load, names, prefix, config, config.windows[i])
+            for i, prefix in enumerate(layer_prefixes)
+        ],
+        final_norm=load(names.final_norm),
+        head=embedding if config.tie_word_embeddings else load(names.head),
+        cos_sin=cos_sin_table(config.rope, config.head_dim, max_model_len, device),
+    )
+
+
+def _load_layer(
+    load: Callable[..., Tensor],
+    names: TensorNames,
+    prefix: str,
+    config: ModelConfig,
+    window: int | None,
+) -> DecoderLayer:
+    qkv = [prefix + name for name in names.qkv]
+    return DecoderLayer(
+        input_norm=load(prefix + names.input_norm),
+        attention=Attention(
+            qkv=load(*(name + "weight" for name in qkv)),
+            qkv_bias=load(*(name + "bias" for name in qkv)) if config.qkv_bias else None,
+            o=load(prefix + names.o),
+            q_norm=load(prefix + names.q_norm) if config.qk_norm else None,
+            k_norm=load(prefix + names.k_norm) if config.qk_norm else None,
+            eps=config.rms_norm_eps,
+            scale=config.head_dim**-0.5,
+            window=window,
+        ),
+        post_norm=load(prefix + names.post_norm),
+        mlp=Mlp(
+            gate_up=load(prefix + names.gate, prefix + names.up),
+            down=load(prefix + names.down),
+        ),
+    )
+
+
+def _expected_shapes(names: TensorNames, c: ModelConfig) -> Mapping[str, tuple[int, ...]]:
+    """Every tensor that the checkpoint must hold, with its shape."""
+    q_rows, kv_rows = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+    parts = (q_rows, kv_rows, kv_rows)
+    qkv_rows = parts if len(names.qkv) == 3 else (sum(parts),)
+    shapes: dict[str, tuple[int, ...]] = {
+        names.embedding: (c.vocab_size, c.hidden_size),
+        names.final_norm: (c.hidden_size,),
+    }
+    if not c.tie_word_embeddings:
+        shapes[names.head] = (c.vocab_size, c.hidden_size)
+    for i in range(c.num_layers):
+        prefix = names.layer.format(i=i)
+        shapes[prefix + names.input_norm] = (c.hidden_size,)
+        shapes[prefix + names.post_norm] = (c.hidden_size,)
+        for name, rows in zip(names.qkv, qkv_rows, strict=True):
+            shapes[f"{prefix}{name}weight"] = (rows, c.hidden_size)
+            if c.qkv_bias:
+                shapes[f"{prefix}{name}bias"] = (rows,)
+        if c.qk_norm:
+            shapes[prefix + names.q_norm] = (c.head_dim,)
+            shapes[prefix + names.k_norm] = (c.head_dim,)
+        shapes[prefix + names.o] = (c.hidden_size, q_rows)
+        shapes[prefix + names.gate] = (c.intermediate_size, c.hidden_size)
+        shapes[prefix + names.up] = (c.intermediate_size, c.hidden_size)
+        shapes[prefix + names.down] = (c.hidden_size, c.intermediate_size)
+    return shapes

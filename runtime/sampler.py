@@ -1,0 +1,53 @@
+"""From logits to next ids: gathers the parameters of a step's sequences and draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qwell.kernels.ops import Ops
+from qwell.runtime.scheduler import Sequence
+
+
+def sample_next(ops: Ops, logits: Tensor, sequences: SequenceOf[Sequence]) -> list[int]:
+    """Next id of every sequence from fp32 logits [S, V].
+
+    An id depends on its own row, parameters, seed and place in the sequence alone: not on
+    the neighbours, nor on how the sequence was scheduled.
+    """
+    params = [sequence.params for sequence in sequences]
+    seen: list[int] = []
+    cu_seen = [0]
+    for sequence in sequences:
+        if sequence.params.repetition_penalty != 1.0:
+            seen += sorted(set(sequence.token_ids))
+        cu_seen.append(len(seen))
+
+    def tensor(values: SequenceOf[float], dtype: torch.dtype) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=logits.device)
+
+    ids = ops.sample(
+        logits,
+        temperature=tensor([p.temperature for p in params], torch.float64),
+        top_k=tensor([p.top_k for p in params], torch.int32),
+        top_p=tensor([p.top_p for p in params], torch.float64),
+        min_p=tensor([p.min_p for p in params], torch.float64),
+        repetition_penalty=tensor([p.repetition_penalty for p in params], torch.float64),
+        seen_ids=tensor(seen, torch.int32),
+        cu_seen=tensor(cu_seen, torch.int32),
+        uniform=tensor([uniform(s.seed, s.num_generated) for s in sequences], torch.float64),
+    )
+    return [int(i) for i in ids.tolist()]
+
+
+def uniform(seed: int, step: int) -> float:
+    """The number in [0, 1) that draws generated token `step` of a sequence with this seed.
+
+    Counter-based (Philox, Salmon et al. 2011): there is no state to lose when a sequence is
+    preempted or runs in another batch.
+    """
+    bits = np.random.Philox(key=seed % 2**64, counter=[0, 0, 0, step])
+    return float(np.random.Generator(bits).random())
