@@ -123,11 +123,12 @@ def _merges(path: Path, ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
 
 def _bpe_below(token: bytes, limit: int, ranks: dict[bytes, int]) -> list[bytes]:
     parts = [token[index : index + 1] for index in range(len(token))]
-    while len(parts) > 1:
-        pair_ranks = [ranks.get(left + right, limit) for left, right in pairwise(parts)]
-        best = min(pair_ranks)
-        if best >= limit:
-            break
-        at = pair_ranks.index(best)
+    while True:
+        best = limit
+        for index, (left, right) in enumerate(pairwise(parts)):
+            rank = ranks.get(left + right, limit)
+            if rank < best:
+                best, at = rank, index
+        if best == limit:
+            return parts
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
-    return parts
