@@ -228,7 +228,7 @@ def test_without_network_the_cache_is_enough(resolve: Resolver) -> None:
             ["127.0.0.1:9", "try again", "--model DIR"],
         ),
         ("maker/broken", {}, "DownloadError", ["500", "try again"]),
-        ("maker/refusing", {}, "DownloadError", ["could not fetch maker/refusing", "403"]),
+        ("maker/refusing", {}, "DownloadError", ["did not give them", "403"]),
         ("maker/pickled", {}, "CheckpointError", ["maker/pickled", "safetensors only"]),
         ("maker/hostile", {}, "CheckpointError", ["weight_map", "'../x'"]),
         ("maker/a--b", {}, "CheckpointError", ["no folder 'maker/a--b'"]),
