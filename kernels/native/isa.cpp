@@ -1,6 +1,25 @@
 #include "isa.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace qwell {
+
+#if defined(__x86_64__)
+namespace {
+
+// Not by __builtin_cpu_supports: older releases of Clang do not know that name.
+bool has_f16c() {
+  unsigned int eax = 0;
+  unsigned int ebx = 0;
+  unsigned int ecx = 0;
+  unsigned int edx = 0;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+
+}  // namespace
+#endif
 
 const char* isa_name(Isa isa) {
   switch (isa) {
@@ -20,8 +39,7 @@ std::vector<Isa> runnable_isas() {
   std::vector<Isa> isas;
 #if defined(__x86_64__)
   // These builtins also ask the operating system whether it saves the wide registers.
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("f16c")) {
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl")) {
       isas.push_back(Isa::avx512);
