@@ -53,6 +53,7 @@ REPOSITORIES: dict[str, dict[str, bytes]] = {
         "model.safetensors.index.json": index("extra.safetensors"),
         **UNWANTED,
     },
+    "maker/torn": {"config.json": b"{}"},
     "maker/refusing": {"config.json": b"{}"},
     "maker/pickled": {"config.json": b"{}", **UNWANTED},
     "maker/hostile": {
@@ -115,6 +116,9 @@ class HubHandler(BaseHTTPRequestHandler):
             self._send(200, json.dumps(entries).encode(), {}, with_body)
         elif name == "refusing":
             self._send(403, b"", headers, with_body)
+        elif name == "torn" and with_body and not api:
+            self._send(200, b"{", {**headers, "Content-Length": "2"}, with_body)
+            self.close_connection = True
         elif file in repository:
             self.server.requested.append(file)
             data = repository[file]
@@ -128,7 +132,7 @@ class HubHandler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, body: bytes, headers: dict[str, str], with_body: bool) -> None:
         self.send_response(status)
-        for key, value in {**headers, "Content-Length": str(len(body))}.items():
+        for key, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(key, value)
         self.end_headers()
         if with_body:
@@ -228,6 +232,7 @@ def test_without_network_the_cache_is_enough(resolve: Resolver) -> None:
             ["127.0.0.1:9", "try again", "--model DIR"],
         ),
         ("maker/broken", {}, "DownloadError", ["500", "try again"]),
+        ("maker/torn", {}, "DownloadError", ["could not fetch maker/torn", "try again"]),
         ("maker/refusing", {}, "DownloadError", ["did not give them", "403"]),
         ("maker/pickled", {}, "CheckpointError", ["maker/pickled", "safetensors only"]),
         ("maker/hostile", {}, "CheckpointError", ["weight_map", "'../x'"]),
