@@ -83,7 +83,7 @@ class Attention(Protocol):
 
 class SiluMul(Protocol):
     def __call__(self, gate_up: Tensor) -> Tensor:
-        """silu(gate) * up for gate_up [T, 2 I] = gate | up -> [T, I]."""
+        """silu(gate) * up for gate_up [T, 2 I] = gate | up -> [T, I]; in fp32, rounded once."""
 
 
 class Sample(Protocol):
