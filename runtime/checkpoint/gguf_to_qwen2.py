@@ -159,6 +159,8 @@ def _tokenizer(gguf: GgufFile) -> dict[str, Any]:
     kinds = gguf.need_list("tokenizer.ggml.token_type", int)
     if len(kinds) != len(tokens):
         raise CheckpointError(f"{gguf.name}: {len(tokens)} tokens but {len(kinds)} token types")
+    # Some bytes (rare control characters, 0xF1 and up) have no token of their own.
+    unknown = tokens[_token_id(gguf, "unknown", len(tokens))]
     byte_level = {"type": "ByteLevel", "trim_offsets": True, "use_regex": True}
     return {
         "version": "1.0",
@@ -190,7 +192,7 @@ def _tokenizer(gguf: GgufFile) -> dict[str, Any]:
         "model": {
             "type": "BPE",
             "dropout": None,
-            "unk_token": None,
+            "unk_token": unknown,
             "continuing_subword_prefix": None,
             "end_of_word_suffix": None,
             "fuse_unk": False,
@@ -206,23 +208,26 @@ def _tokenizer(gguf: GgufFile) -> dict[str, Any]:
 
 def _tokenizer_config(gguf: GgufFile, config: dict[str, Any]) -> dict[str, Any]:
     tokens = gguf.need_list("tokenizer.ggml.tokens", str)
-
-    def token(key: str) -> str:
-        index: int = config[key]
-        if not 0 <= index < len(tokens):
-            raise CheckpointError(f"{gguf.name}: {key} is {index}, not one of {len(tokens)} tokens")
-        return tokens[index]
-
+    ids = {
+        f"{role}_token": _token_id(gguf, key, len(tokens))
+        for role, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown"))
+    }
     return {
         "add_prefix_space": False,
-        "bos_token": token("bos_token_id"),
         "chat_template": gguf.need("tokenizer.chat_template", str),
         "clean_up_tokenization_spaces": False,
-        "eos_token": token("eos_token_id"),
         "model_max_length": config["max_position_embeddings"],
-        "pad_token": token("pad_token_id"),
         "tokenizer_class": "PreTrainedTokenizerFast",
+        **{role: tokens[index] for role, index in ids.items()},
     }
+
+
+def _token_id(gguf: GgufFile, key: str, token_count: int) -> int:
+    key = f"tokenizer.ggml.{key}_token_id"
+    index = gguf.need(key, int)
+    if not 0 <= index < token_count:
+        raise CheckpointError(f"{gguf.name}: {key} is {index}, not one of {token_count} tokens")
+    return index
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

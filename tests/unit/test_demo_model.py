@@ -26,6 +26,7 @@ from qwell.runtime.errors import CheckpointError, DownloadError
 HIDDEN, WIDTH, HEADS, KV_HEADS, LAYERS = 64, 96, 4, 2, 2
 HEAD_DIM = HIDDEN // HEADS
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+LACKING = "Ą"  # the byte 0x04, which SmolLM's vocabulary lacks
 MakeGguf = Callable[..., bytes]
 
 
@@ -54,10 +55,11 @@ def make_gguf(tmp_path: Path) -> MakeGguf:
         pre: str = "smollm",
         rope_dims: int = HEAD_DIM,
         types: int | None = None,
+        unknown: int = 0,
         extra: tuple[str, ...] = (),
     ) -> bytes:
         path = tmp_path / "small.gguf"
-        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        alphabet = sorted(set(pre_tokenizers.ByteLevel.alphabet()) - {LACKING})
         tokens = [*SPECIAL, *alphabet, "th", "the"]
         kinds = [gguf.TokenType.CONTROL] * len(SPECIAL)
         kinds += [gguf.TokenType.NORMAL] * (len(tokens) - len(SPECIAL))
@@ -80,6 +82,7 @@ def make_gguf(tmp_path: Path) -> MakeGguf:
         writer.add_bos_token_id(1)
         writer.add_eos_token_id(2)
         writer.add_pad_token_id(2)
+        writer.add_unk_token_id(unknown)
         writer.add_chat_template("{{ messages }}")
         generator = np.random.default_rng(0)
         shapes = {"token_embd.weight": (len(tokens), HIDDEN), "output_norm.weight": (HIDDEN,)}
@@ -265,6 +268,12 @@ def test_the_tokenizer_splits_digits_and_keeps_special_tokens_whole() -> None:
     assert tokenizer.decode(encoding.ids) == "the 12"
 
 
+@pytest.mark.usefixtures("index")
+def test_a_byte_without_a_token_is_not_lost() -> None:
+    tokenizer = Tokenizer.from_file(str(demo_model.demo_model_dir() / "tokenizer.json"))
+    assert tokenizer.encode("a\x04b").tokens == ["a", "<|endoftext|>", "b"]
+
+
 @pytest.mark.parametrize(("heads", "head_dim"), [(1, 2), (3, 8), (9, 64)])
 def test_unpermuting_undoes_llama_cpps_row_order(heads: int, head_dim: int) -> None:
     rows = heads * head_dim
@@ -281,6 +290,7 @@ def test_unpermuting_undoes_llama_cpps_row_order(heads: int, head_dim: int) -> N
         ({"pre": "qwen2"}, r"tokenizer\.ggml\.pre is 'qwen2'"),
         ({"rope_dims": 8}, "dimension_count is 8; only 16"),
         ({"types": 10}, "10 token types"),
+        ({"unknown": 10**6}, "unknown_token_id is 1000000"),
         ({"extra": ("rope_freqs.weight",)}, "'rope_freqs.weight' has no place"),
     ],
 )
