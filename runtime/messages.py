@@ -66,6 +66,12 @@ class StepOutputs(msgspec.Struct, tag=True, frozen=True):
     outputs: list[TokenOutput]
 
 
+class Accepted(msgspec.Struct, tag=True, frozen=True):
+    """Engine -> server: `engine.add` took the request; its tokens follow."""
+
+    request_id: str
+
+
 class Rejected(msgspec.Struct, tag=True, frozen=True):
     """Engine -> server: a request that `engine.add` refused (a RequestError's fields)."""
 
@@ -76,7 +82,7 @@ class Rejected(msgspec.Struct, tag=True, frozen=True):
 
 
 ToEngine = Add | Abort
-FromEngine = EngineInfo | StartFailed | StepOutputs | Rejected
+FromEngine = EngineInfo | StartFailed | Accepted | Rejected | StepOutputs
 
 MAX_FRAME_BYTES = 1 << 28
 _LENGTH_BYTES = 4

@@ -1,0 +1,90 @@
+"""The loop of the engine process: requests in, steps, tokens out. Torch-free."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from typing import Protocol
+
+from qwell.runtime.errors import RequestError
+from qwell.runtime.messages import (
+    Abort,
+    Accepted,
+    Add,
+    FrameReader,
+    Rejected,
+    StepOutputs,
+    ToEngine,
+    TokenOutput,
+    encode_frame,
+)
+from qwell.runtime.sampling_params import SamplingParams
+
+_RECEIVE_BYTES = 1 << 20
+
+
+class StepEngine(Protocol):
+    """What the loop needs of an engine."""
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+
+    def add(self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams) -> None:
+        """Queue a request. Raises RequestError when it cannot be served."""
+
+    def abort(self, request_id: str) -> None:
+        """Forget a request; unknown ids are ignored."""
+
+    def step(self) -> list[TokenOutput]:
+        """Compute one batch; the tokens it gave."""
+
+
+def run(engine: StepEngine, connection: socket.socket) -> None:
+    """Serve the peer of `connection` until it closes its end.
+
+    Waits on the socket while the engine has nothing to do, and looks at it between steps
+    otherwise: an abort takes effect before the next step.
+
+    Raises:
+        msgspec.ValidationError, ValueError: the peer does not speak the protocol.
+    """
+    reader = FrameReader(ToEngine)
+    try:
+        while _receive(engine, connection, reader):
+            if engine.has_work:
+                outputs = engine.step()
+                if outputs:
+                    connection.sendall(encode_frame(StepOutputs(outputs)))
+    except (BrokenPipeError, ConnectionResetError):
+        return
+
+
+def _receive(engine: StepEngine, connection: socket.socket, reader: FrameReader) -> bool:
+    """Apply what the peer sent; False when it has gone."""
+    flags = socket.MSG_DONTWAIT if engine.has_work else 0
+    while True:
+        try:
+            data = connection.recv(_RECEIVE_BYTES, flags)
+        except BlockingIOError:
+            return True
+        if not data:
+            return False
+        for message in reader.feed(data):
+            _apply(engine, connection, message)
+        flags = socket.MSG_DONTWAIT
+
+
+def _apply(engine: StepEngine, connection: socket.socket, message: ToEngine) -> None:
+    if isinstance(message, Abort):
+        engine.abort(message.request_id)
+        return
+    connection.sendall(encode_frame(_add(engine, message)))
+
+
+def _add(engine: StepEngine, message: Add) -> Accepted | Rejected:
+    try:
+        engine.add(message.request_id, message.prompt_ids, message.params)
+    except RequestError as error:
+        return Rejected(message.request_id, str(error), error.param, error.code)
+    return Accepted(message.request_id)

@@ -1,0 +1,64 @@
+"""Who may use the server: a bearer key, HTTP Basic, either, or everybody."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from qwell.server.errors import HttpError, error_response
+
+OPEN_PATHS = frozenset({"/health"})
+
+
+class Authentication:
+    """ASGI middleware that guards every path but `OPEN_PATHS`, known to the router or not.
+
+    `api_key` is expected as `Authorization: Bearer KEY`, `api_auth` (user, password) as HTTP
+    Basic. With both, either opens the door; with none it stands open.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, api_key: str | None, api_auth: tuple[str, str] | None
+    ) -> None:
+        self._app = app
+        self._key = None if api_key is None else api_key.encode()
+        self._user_password = None if api_auth is None else ":".join(api_auth).encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] in OPEN_PATHS or self._admits(Headers(scope=scope)):
+            await self._app(scope, receive, send)
+        else:
+            await error_response(self._refusal())(scope, receive, send)
+
+    def _admits(self, headers: Headers) -> bool:
+        if self._key is None and self._user_password is None:
+            return True
+        scheme, _, credentials = headers.get("authorization", "").partition(" ")
+        given = credentials.strip().encode("latin-1")
+        if scheme.lower() == "bearer":
+            return self._key is not None and hmac.compare_digest(given, self._key)
+        if scheme.lower() == "basic" and self._user_password is not None:
+            try:
+                decoded = base64.b64decode(given, validate=True)
+            except binascii.Error:
+                return False
+            return hmac.compare_digest(decoded, self._user_password)
+        return False
+
+    def _refusal(self) -> HttpError:
+        challenges = []
+        if self._key is not None:
+            challenges.append("Bearer")
+        if self._user_password is not None:
+            challenges.append('Basic realm="qwell", charset="UTF-8"')
+        return HttpError(
+            401,
+            "Missing or wrong credentials: send the header Authorization: "
+            + " or ".join(challenge.split()[0] for challenge in challenges),
+            code="invalid_api_key",
+            headers={"WWW-Authenticate": ", ".join(challenges)},
+        )

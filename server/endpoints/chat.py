@@ -1,0 +1,106 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from functools import partial
+
+import msgspec
+from msgspec import UNSET
+from starlette.requests import Request
+from starlette.responses import Response
+
+from qwell.runtime.errors import RequestError
+from qwell.runtime.messages import EngineInfo
+from qwell.server.generation import Generation, Job, check_prompt_fits
+from qwell.server.json_body import JsonResponse, read_json
+from qwell.server.protocol.chat import (
+    AnswerMessage,
+    ChatChoice,
+    ChatChunk,
+    ChatCompletion,
+    ChatDelta,
+    ChatRequest,
+    ChunkChoice,
+    check_chat,
+    requested_max_tokens,
+    template_messages,
+)
+from qwell.server.protocol.common import choice_params, includes_usage, new_id, usage
+from qwell.server.service import Service, system_fingerprint
+from qwell.server.sse import EventStream
+
+_decoder = msgspec.json.Decoder(ChatRequest)
+
+
+async def create_chat_completion(service: Service, request: Request) -> Response:
+    """Answer a conversation, whole or streamed."""
+    info = service.engine.ready_info()
+    body = await read_json(request, _decoder, service.max_body_bytes)
+    service.check_model(body.model)
+    check_chat(body)
+    template = service.text.chat_template
+    if template is None:
+        raise RequestError(
+            "the served checkpoint has no chat template (it is a base model); use /v1/completions",
+            param="messages",
+        )
+    messages = template_messages(body)
+    prompt_ids = await asyncio.to_thread(template.encode, messages, service.text.tokenizer)
+    max_tokens = _max_tokens(body, prompt_ids, info)
+    params = choice_params(body, service.text.defaults, max_tokens)
+
+    answer_id, created = new_id("chatcmpl"), int(time.time())
+    fingerprint = system_fingerprint(info)
+    jobs = [Job(prompt_ids, choice) for choice in params]
+    generation = Generation(service.engine, service.text.tokenizer, jobs, prompt_param="messages")
+    await generation.start()
+    if body.stream:
+        chunk = partial(
+            ChatChunk,
+            id=answer_id,
+            created=created,
+            model=body.model,
+            system_fingerprint=fingerprint,
+        )
+        chunks = _chunks(chunk, generation, len(prompt_ids), includes_usage(body))
+        return EventStream(generation, chunks)
+    choices = await generation.texts()
+    answer = ChatCompletion(
+        id=answer_id,
+        created=created,
+        model=body.model,
+        system_fingerprint=fingerprint,
+        choices=[
+            ChatChoice(index, AnswerMessage(choice.text), choice.finish_reason)
+            for index, choice in enumerate(choices)
+        ],
+        usage=usage(len(prompt_ids), generation.completion_tokens),
+    )
+    return JsonResponse(answer)
+
+
+def _max_tokens(request: ChatRequest, prompt_ids: list[int], info: EngineInfo) -> int:
+    """What was asked for, else the rest of the context, which must not be empty."""
+    requested = requested_max_tokens(request)
+    if requested is not None:
+        return requested
+    check_prompt_fits(prompt_ids, info, "messages", completion_tokens=1)
+    return info.max_model_len - len(prompt_ids)
+
+
+async def _chunks(
+    answer: partial[ChatChunk], generation: Generation, prompt_tokens: int, with_usage: bool
+) -> AsyncIterator[ChatChunk]:
+    chunk = partial(answer, usage=None if with_usage else UNSET)
+    for index in range(len(generation.jobs)):
+        yield chunk(choices=[ChunkChoice(index, ChatDelta(role="assistant", content=""))])
+    async for delta in generation.deltas():
+        content = delta.text if delta.finish_reason is None else UNSET
+        yield chunk(
+            choices=[ChunkChoice(delta.index, ChatDelta(content=content), delta.finish_reason)]
+        )
+    if with_usage:
+        yield answer(choices=[], usage=usage(prompt_tokens, generation.completion_tokens))

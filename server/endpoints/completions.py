@@ -1,0 +1,113 @@
+"""POST /v1/completions."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
+
+import msgspec
+from msgspec import UNSET
+from starlette.requests import Request
+from starlette.responses import Response
+
+from qwell.runtime.errors import RequestError
+from qwell.runtime.tokenizer import Tokenizer
+from qwell.server.generation import Generation, Job
+from qwell.server.json_body import JsonResponse, read_json
+from qwell.server.protocol.common import choice_params, includes_usage, new_id, usage
+from qwell.server.protocol.completions import (
+    DEFAULT_MAX_TOKENS,
+    Completion,
+    CompletionChoice,
+    CompletionRequest,
+    check_completion,
+    prompts_of,
+)
+from qwell.server.service import Service, system_fingerprint
+from qwell.server.sse import EventStream
+
+_decoder = msgspec.json.Decoder(CompletionRequest)
+
+
+async def create_completion(service: Service, request: Request) -> Response:
+    """Continue one or more prompts, whole or streamed."""
+    info = service.engine.ready_info()
+    body = await read_json(request, _decoder, service.max_body_bytes)
+    service.check_model(body.model)
+    check_completion(body)
+    max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    params = choice_params(body, service.text.defaults, max_tokens)
+    prompts = prompts_of(body)
+    tokenizer = service.text.tokenizer
+    encoded = await asyncio.to_thread(_encode, tokenizer, prompts)
+
+    answer = partial(
+        Completion,
+        id=new_id("cmpl"),
+        created=int(time.time()),
+        model=body.model,
+        system_fingerprint=system_fingerprint(info),
+    )
+    jobs = [Job(prompt_ids, choice) for prompt_ids in encoded for choice in params]
+    prompt_tokens = sum(len(prompt_ids) for prompt_ids in encoded)
+    generation = Generation(service.engine, tokenizer, jobs, prompt_param="prompt")
+    await generation.start()
+    echoes = _echoes(tokenizer, prompts, len(params)) if body.echo else [""] * len(jobs)
+    if body.stream:
+        chunks = _chunks(answer, generation, echoes, prompt_tokens, includes_usage(body))
+        return EventStream(generation, chunks)
+    return JsonResponse(await _whole(answer, generation, echoes, prompt_tokens))
+
+
+def _encode(tokenizer: Tokenizer, prompts: Sequence[str | list[int]]) -> list[list[int]]:
+    encoded = [
+        tokenizer.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts
+    ]
+    for index, prompt_ids in enumerate(encoded):
+        if not prompt_ids:
+            which = f"prompt[{index}]" if len(encoded) > 1 else "prompt"
+            raise RequestError(f"{which} is empty; it must have at least one token", param="prompt")
+    return encoded
+
+
+def _echoes(
+    tokenizer: Tokenizer, prompts: Sequence[str | list[int]], choices_each: int
+) -> list[str]:
+    """The text of the prompt of every choice."""
+    texts = [
+        prompt if isinstance(prompt, str) else tokenizer.decode(prompt, skip_special=False)
+        for prompt in prompts
+    ]
+    return [text for text in texts for _ in range(choices_each)]
+
+
+async def _whole(
+    answer: partial[Completion], generation: Generation, echoes: Sequence[str], prompt_tokens: int
+) -> Completion:
+    choices = await generation.texts()
+    return answer(
+        choices=[
+            CompletionChoice(echo + choice.text, index, choice.finish_reason)
+            for index, (echo, choice) in enumerate(zip(echoes, choices, strict=True))
+        ],
+        usage=usage(prompt_tokens, generation.completion_tokens),
+    )
+
+
+async def _chunks(
+    answer: partial[Completion],
+    generation: Generation,
+    echoes: Sequence[str],
+    prompt_tokens: int,
+    with_usage: bool,
+) -> AsyncIterator[Completion]:
+    chunk = partial(answer, usage=None if with_usage else UNSET)
+    for index, echo in enumerate(echoes):
+        if echo:
+            yield chunk(choices=[CompletionChoice(echo, index)])
+    async for delta in generation.deltas():
+        yield chunk(choices=[CompletionChoice(delta.text, delta.index, delta.finish_reason)])
+    if with_usage:
+        yield answer(choices=[], usage=usage(prompt_tokens, generation.completion_tokens))

@@ -1,0 +1,20 @@
+"""GET /health and GET /version."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+
+from qwell import __version__
+from qwell.server.json_body import JsonResponse
+from qwell.server.service import Service
+
+
+async def health(service: Service, _request: Request) -> JsonResponse:
+    """200 while requests can run; 503 while the engine loads or is replaced."""
+    status = service.engine.status
+    return JsonResponse({"status": status}, 200 if status == "ok" else 503)
+
+
+async def version(_request: Request) -> JsonResponse:
+    """The version of qwell."""
+    return JsonResponse({"version": __version__})

@@ -1,0 +1,156 @@
+"""The asyncio side of the engine: requests out, tokens back, and a new process after a crash."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from qwell.runtime.engine_options import EngineOptions
+from qwell.runtime.errors import EngineDeadError
+from qwell.runtime.messages import (
+    Abort,
+    Accepted,
+    Add,
+    EngineInfo,
+    Rejected,
+    StartFailed,
+    StepOutputs,
+    TokenOutput,
+)
+from qwell.runtime.sampling_params import SamplingParams
+from qwell.server.engine_process import WORKER_COMMAND, EngineProcess
+from qwell.server.errors import EngineLoadingError, StartError
+
+EngineEvent = Accepted | Rejected | TokenOutput | EngineDeadError
+Sink = Callable[[EngineEvent], None]
+EngineStatus = Literal["loading", "ok", "restarting"]
+
+_FIRST_DELAY_S = 0.5
+_LONGEST_DELAY_S = 30.0
+
+logger = logging.getLogger(__name__)
+
+
+class EngineClient:
+    """The engine as the server's handlers see it, whichever process is behind it at the time.
+
+    Each request has a sink, a plain function that gets its events in order: Accepted or
+    Rejected, then TokenOutputs; or an EngineDeadError in place of whatever was to follow.
+    """
+
+    def __init__(self, options: EngineOptions, command: Sequence[str] = WORKER_COMMAND) -> None:
+        self._options = options
+        self._command = command
+        self._process: EngineProcess | None = None
+        self._info: EngineInfo | None = None
+        self._sinks: dict[str, Sink] = {}
+        self._status: EngineStatus = "loading"
+        self._failed_starts = 0
+
+    @property
+    def status(self) -> EngineStatus:
+        """Whether requests can run now."""
+        return self._status
+
+    def ready_info(self) -> EngineInfo:
+        """What the running engine said about itself.
+
+        Raises:
+            EngineLoadingError, EngineDeadError: no engine is running yet, or at the moment.
+        """
+        if self._status == "ok" and self._info is not None:
+            return self._info
+        if self._status == "loading":
+            raise EngineLoadingError("Loading model")
+        raise EngineDeadError("The engine has died; a new one is starting")
+
+    def add(
+        self, request_id: str, prompt_ids: list[int], params: SamplingParams, sink: Sink
+    ) -> None:
+        """Hand a request to the engine. Raises what `ready_info` raises."""
+        self.ready_info()
+        self._sinks[request_id] = sink
+        self._send(Add(request_id, prompt_ids, params))
+
+    def abort(self, request_id: str) -> None:
+        """Have the engine forget a request; its sink hears nothing more."""
+        if self._sinks.pop(request_id, None) is not None:
+            self._send(Abort(request_id))
+
+    async def run(self) -> None:
+        """Keep an engine process running, until cancelled.
+
+        Raises:
+            StartError: the first process did not come up.
+        """
+        while True:
+            ended = await self._run_process()
+            if self._status == "loading":
+                raise StartError(ended)
+            delay = min(_FIRST_DELAY_S * 2**self._failed_starts, _LONGEST_DELAY_S)
+            self._failed_starts += 1
+            logger.error("%s; starting a new engine in %.1f s", ended, delay)
+            await asyncio.sleep(delay)
+
+    async def _run_process(self) -> str:
+        """Run one process to its end; what is to be said about that end."""
+        process = await EngineProcess.spawn(self._command, self._options)
+        self._process = process
+        failure = ""
+        reason = "The engine died while it held the request; a new one is starting"
+        try:
+            async for message in process.messages():
+                if isinstance(message, StartFailed):
+                    failure = message.message
+                else:
+                    self._dispatch(message)
+        except ValueError as error:
+            failure = f"the engine process sent what is no message: {error}"
+        except asyncio.CancelledError:
+            reason = "The server is shutting down"
+            raise
+        finally:
+            self._lose_process(reason)
+            how = await process.stop()
+        return failure or f"the engine process ended ({how})"
+
+    def _lose_process(self, reason: str) -> None:
+        self._process = None
+        if self._status == "ok":
+            self._status = "restarting"
+        sinks, self._sinks = self._sinks, {}
+        for sink in sinks.values():
+            sink(EngineDeadError(reason))
+
+    def _dispatch(self, message: EngineInfo | Accepted | Rejected | StepOutputs) -> None:
+        if isinstance(message, StepOutputs):
+            for output in message.outputs:
+                self._deliver(output.request_id, output, last=output.finish_reason is not None)
+        elif isinstance(message, Accepted):
+            self._deliver(message.request_id, message, last=False)
+        elif isinstance(message, Rejected):
+            self._deliver(message.request_id, message, last=True)
+        else:
+            self._info = message
+            self._status = "ok"
+            self._failed_starts = 0
+            logger.info(
+                "engine ready on %s in %s: context %d tokens, KV cache %d tokens",
+                message.device,
+                message.dtype,
+                message.max_model_len,
+                message.kv_cache_tokens,
+            )
+
+    def _deliver(
+        self, request_id: str, event: Accepted | Rejected | TokenOutput, *, last: bool
+    ) -> None:
+        sink = self._sinks.pop(request_id, None) if last else self._sinks.get(request_id)
+        if sink is not None:
+            sink(event)
+
+    def _send(self, message: Add | Abort) -> None:
+        if self._process is not None:
+            self._process.send(message)

@@ -1,0 +1,193 @@
+"""The choices of one API request, from prompt ids to pieces of text."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+from qwell.runtime.errors import EngineDeadError, RequestError
+from qwell.runtime.messages import Accepted, EngineInfo, FinishReason, Rejected
+from qwell.runtime.sampling_params import SamplingParams
+from qwell.runtime.text_stream import TextStream
+from qwell.runtime.tokenizer import Tokenizer
+from qwell.server.engine_client import EngineClient, EngineEvent
+
+
+@dataclass(frozen=True)
+class Job:
+    """One completion to compute."""
+
+    prompt_ids: list[int]
+    params: SamplingParams
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A piece of the choice `index`: some text, or the reason of its end (and no text)."""
+
+    index: int
+    text: str
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True)
+class ChoiceText:
+    """A whole choice."""
+
+    text: str
+    finish_reason: FinishReason
+
+
+@dataclass
+class _Running:
+    request_id: str
+    text: TextStream
+    ended: bool = False
+
+
+@dataclass
+class Generation:
+    """Jobs that run side by side: the choices of one answer, in order.
+
+    `prompt_param` names the request field that an error about the prompt is blamed on. A
+    generation that has started runs until its deltas end or `cancel` is called.
+
+    Attributes:
+        completion_tokens: tokens generated so far, of all choices; tokens behind a stop string
+            do not count.
+    """
+
+    engine: EngineClient
+    tokenizer: Tokenizer
+    jobs: Sequence[Job]
+    prompt_param: str
+    completion_tokens: int = 0
+    _choices: list[_Running] = field(default_factory=list)
+    _events: asyncio.Queue[tuple[int, EngineEvent]] = field(default_factory=asyncio.Queue)
+    _early: deque[tuple[int, EngineEvent]] = field(default_factory=deque)
+
+    async def start(self) -> None:
+        """Hand all jobs to the engine; returns once it has accepted every one.
+
+        Raises:
+            RequestError: the engine refuses a job; none runs on.
+            EngineLoadingError, EngineDeadError: no engine is running, or it has just died.
+        """
+        info = self.engine.ready_info()
+        for job in self.jobs:
+            check_prompt_fits(job.prompt_ids, info, self.prompt_param)
+        try:
+            for index, job in enumerate(self.jobs):
+                self._add(index, job)
+            await self._all_accepted()
+        except BaseException:
+            self.cancel()
+            raise
+
+    async def deltas(self) -> AsyncIterator[Delta]:
+        """What the choices give, as it comes; choices interleave.
+
+        Raises:
+            EngineDeadError: the engine died; nothing more comes.
+        """
+        running = len(self._choices)
+        while running:
+            index, event = self._early.popleft() if self._early else await self._events.get()
+            for delta in self._advance(index, event):
+                running -= delta.finish_reason is not None
+                yield delta
+
+    async def texts(self) -> list[ChoiceText]:
+        """All choices, when the last has ended; none runs on. Raises what `deltas` raises."""
+        pieces: list[list[str]] = [[] for _ in self.jobs]
+        reasons: list[FinishReason] = ["length"] * len(self.jobs)
+        try:
+            async for delta in self.deltas():
+                pieces[delta.index].append(delta.text)
+                if delta.finish_reason is not None:
+                    reasons[delta.index] = delta.finish_reason
+        finally:
+            self.cancel()
+        return [
+            ChoiceText("".join(parts), reason)
+            for parts, reason in zip(pieces, reasons, strict=True)
+        ]
+
+    def cancel(self) -> None:
+        """Have the engine drop what still runs."""
+        for choice in self._choices:
+            if not choice.ended:
+                choice.ended = True
+                self.engine.abort(choice.request_id)
+
+    def _add(self, index: int, job: Job) -> None:
+        request_id = uuid4().hex
+        self._choices.append(_Running(request_id, TextStream(self.tokenizer, job.params.stop)))
+        self.engine.add(
+            request_id,
+            job.prompt_ids,
+            job.params,
+            lambda event: self._events.put_nowait((index, event)),
+        )
+
+    async def _all_accepted(self) -> None:
+        missing = len(self._choices)
+        while missing:
+            index, event = await self._events.get()
+            if isinstance(event, Accepted):
+                missing -= 1
+            elif isinstance(event, Rejected):
+                param = self.prompt_param if event.param == "prompt" else event.param
+                raise RequestError(event.message, param=param, code=event.code)
+            elif isinstance(event, EngineDeadError):
+                raise event
+            else:
+                self._early.append((index, event))
+
+    def _advance(self, index: int, event: EngineEvent) -> list[Delta]:
+        """Take one event of the engine in; what it adds to the answer."""
+        choice = self._choices[index]
+        if choice.ended:
+            return []
+        if isinstance(event, EngineDeadError):
+            raise event
+        if isinstance(event, Accepted | Rejected):
+            raise RuntimeError(f"{choice.request_id}: {event} after it was accepted")
+        finish_reason = event.finish_reason
+        text = ""
+        for token_id in event.token_ids:
+            text += choice.text.push([token_id])
+            self.completion_tokens += 1
+            if choice.text.stopped:
+                finish_reason = "stop"
+                self.engine.abort(choice.request_id)
+                break
+        if finish_reason is not None:
+            choice.ended = True
+            text += choice.text.finish()
+        deltas = [Delta(index, text)] if text else []
+        if finish_reason is not None:
+            deltas.append(Delta(index, "", finish_reason))
+        return deltas
+
+
+def check_prompt_fits(
+    prompt_ids: Sequence[int], info: EngineInfo, param: str, completion_tokens: int = 0
+) -> None:
+    """Refuse a prompt that leaves no room for `completion_tokens`.
+
+    The engine checks the same, but an endless prompt should not take up the pipe to it first.
+
+    Raises:
+        RequestError: naming `param`, with both numbers.
+    """
+    limit = info.max_model_len
+    if len(prompt_ids) + completion_tokens > limit:
+        raise RequestError(
+            f"this model's context is {limit} tokens, but the prompt alone has {len(prompt_ids)}",
+            param=param,
+            code="context_length_exceeded",
+        )

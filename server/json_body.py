@@ -1,0 +1,84 @@
+"""Request bodies in, JSON answers out."""
+
+from __future__ import annotations
+
+import re
+from typing import TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from qwell.runtime.errors import RequestError
+from qwell.server.errors import HttpError
+
+T = TypeVar("T")
+
+_AT_PATH = re.compile(r" - at `\$\.?(?P<path>.*)`$")
+_NAMED_FIELD = re.compile(r"(unknown|required) field `(?P<field>[^`]*)`")
+
+
+class JsonResponse(Response):
+    """A msgspec struct, or any value msgspec can encode, as JSON."""
+
+    media_type = "application/json"
+
+    def render(self, content: object) -> bytes:
+        """The body's bytes."""
+        return msgspec.json.encode(content)
+
+
+async def read_json(request: Request, decoder: msgspec.json.Decoder[T], max_bytes: int) -> T:
+    """The body as the decoder's type.
+
+    Raises:
+        HttpError: 415 for a body that is not declared as JSON, 413 for one that is too long.
+        RequestError: a body that is not JSON or does not fit the type; `param` is the path of
+            the value at fault.
+    """
+    _check_content_type(request)
+    body = await _read_body(request, max_bytes)
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise _invalid_value(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RequestError(f"The request body is not valid JSON: {error}") from None
+    except RecursionError:
+        raise RequestError("The request body is nested too deeply") from None
+
+
+def _check_content_type(request: Request) -> None:
+    given = request.headers.get("content-type", "")
+    media_type = given.partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        message = f"Content-Type must be application/json, got {given!r}"
+        raise HttpError(415, message)
+
+
+async def _read_body(request: Request, max_bytes: int) -> bytes:
+    declared = request.headers.get("content-length", "0")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise _too_long(max_bytes)
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_bytes:
+            raise _too_long(max_bytes)
+    return bytes(body)
+
+
+def _too_long(max_bytes: int) -> HttpError:
+    return HttpError(413, f"The request body is longer than {max_bytes} bytes")
+
+
+def _invalid_value(description: str) -> RequestError:
+    """msgspec's description of a misfit, with the path taken out of it as `param`."""
+    at = _AT_PATH.search(description)
+    path = at["path"] if at else ""
+    problem = description[: at.start()] if at else description
+    named = _NAMED_FIELD.search(problem)
+    if named:
+        path = f"{path}.{named['field']}" if path else named["field"]
+    message = f"{path}: {problem}" if path else problem
+    return RequestError(message, param=path or None)

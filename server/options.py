@@ -1,0 +1,34 @@
+"""What the server is started with."""
+
+from __future__ import annotations
+
+import msgspec
+
+from qwell.runtime.engine_options import EngineOptions
+
+
+class ServeOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Options of `qwell serve`.
+
+    Attributes:
+        engine: the model folder and how to run it.
+        model_name: the model as the user named it, for the log.
+        is_demo: no model was named and the bundled demo model is served.
+        host: address to listen on.
+        port: TCP port; 0 lets the system choose one.
+        served_model_names: ids that clients may ask for; empty accepts any.
+        api_key: key that clients must send as `Authorization: Bearer KEY`.
+        api_auth: user and password that clients must send as HTTP Basic. With `api_key` too,
+            either will do.
+        max_body_bytes: longest request body.
+    """
+
+    engine: EngineOptions
+    model_name: str
+    is_demo: bool = False
+    host: str = "127.0.0.1"
+    port: int = 8000
+    served_model_names: tuple[str, ...] = ()
+    api_key: str | None = None
+    api_auth: tuple[str, str] | None = None
+    max_body_bytes: int = 16 << 20

@@ -1,0 +1,162 @@
+"""What completions and chat completions share on the wire."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Annotated, TypeVar
+from uuid import uuid4
+
+import msgspec
+from msgspec import Meta
+
+from qwell.runtime.checkpoint.generation_config import GenerationDefaults
+from qwell.runtime.errors import RequestError
+from qwell.runtime.sampling_params import SEED_RANGE, SamplingParams
+
+T = TypeVar("T")
+
+MAX_CHOICES = 128
+
+Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Seed = Annotated[int, Meta(ge=SEED_RANGE[0], le=SEED_RANGE[1])]
+ChoiceCount = Annotated[int, Meta(ge=1, le=MAX_CHOICES)]
+
+# Fields of OpenAI's that change nothing while they hold one of these values. Anything else asks
+# for something that is not there yet, and is refused by name.
+NEUTRAL_VALUES: Mapping[str, tuple[object, ...]] = {
+    "frequency_penalty": (None, 0.0),
+    "presence_penalty": (None, 0.0),
+    "logit_bias": (None, {}),
+}
+NEUTRAL_STREAM_OPTIONS: Mapping[str, tuple[object, ...]] = {"include_obfuscation": (None, False)}
+
+
+class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
+    """`stream_options` of a streamed request."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class SamplingRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The fields of both request types; `top_k`, `min_p`, `repetition_penalty` and `ignore_eos`
+    are additions to OpenAI's."""
+
+    model: str
+    max_tokens: Count | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: Count | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: Seed | None = None
+    stop: str | list[str] | None = None
+    ignore_eos: bool | None = None
+    n: ChoiceCount | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+
+
+class Usage(msgspec.Struct):
+    """Token counts of an answer; a prompt counts once, however many choices it has."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+def usage(prompt_tokens: int, completion_tokens: int) -> Usage:
+    """The counts with their sum."""
+    return Usage(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens)
+
+
+def new_id(prefix: str) -> str:
+    """A fresh id of an answer, such as `cmpl-...`."""
+    return f"{prefix}-{uuid4().hex}"
+
+
+def refuse_unsupported(
+    fields: object, neutral_values: Mapping[str, tuple[object, ...]], within: str = ""
+) -> None:
+    """Refuse known fields that ask for something not supported yet.
+
+    `within` is the path of `fields` in the request, up to and with the dot.
+
+    Raises:
+        RequestError: naming the first such field.
+    """
+    for name, neutral in neutral_values.items():
+        if getattr(fields, name) not in neutral:
+            param = within + name
+            raise RequestError(f"{param} is not supported yet; leave it out", param=param)
+
+
+def check_common(request: SamplingRequest) -> None:
+    """Checks of both request types that its field types do not express.
+
+    Raises:
+        RequestError: an unsupported field, or `stream_options` without `stream`.
+    """
+    refuse_unsupported(request, NEUTRAL_VALUES)
+    if request.stream_options is not None:
+        if not request.stream:
+            message = "stream_options is only allowed together with stream: true"
+            raise RequestError(message, param="stream_options")
+        refuse_unsupported(request.stream_options, NEUTRAL_STREAM_OPTIONS, "stream_options.")
+
+
+def includes_usage(request: SamplingRequest) -> bool:
+    """Whether a stream is to end with a chunk of token counts."""
+    return request.stream_options is not None and bool(request.stream_options.include_usage)
+
+
+def choice_params(
+    request: SamplingRequest, defaults: GenerationDefaults, max_tokens: int
+) -> list[SamplingParams]:
+    """Parameters of each of the `n` choices: the request's, else the checkpoint's, else OpenAI's.
+
+    Choice k of a seeded request is sampled with seed + k, so choice 0 is what n=1 gives.
+
+    Raises:
+        RequestError: a value outside its range.
+    """
+    first = SamplingParams(
+        max_tokens=max_tokens,
+        temperature=_first_given(request.temperature, defaults.temperature, 1.0),
+        top_p=_first_given(request.top_p, defaults.top_p, 1.0),
+        top_k=_first_given(request.top_k, defaults.top_k, 0),
+        min_p=_first_given(request.min_p, defaults.min_p, 0.0),
+        repetition_penalty=_first_given(
+            request.repetition_penalty, defaults.repetition_penalty, 1.0
+        ),
+        seed=request.seed,
+        stop=_stop_strings(request.stop),
+        ignore_eos=bool(request.ignore_eos),
+    )
+    count = request.n or 1
+    if first.seed is None:
+        return [first] * count
+    return [replace(first, seed=_wrapped(first.seed + k)) for k in range(count)]
+
+
+def _first_given(given: T | None, default: T | None, otherwise: T) -> T:
+    if given is not None:
+        return given
+    return otherwise if default is None else default
+
+
+def _stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
+    if stop is None:
+        return ()
+    return (stop,) if isinstance(stop, str) else tuple(stop)
+
+
+def _wrapped(seed: int) -> int:
+    """`seed` modulo 2**64, in the range of a signed 64-bit integer."""
+    low, _ = SEED_RANGE
+    return (seed - low) % 2**64 + low

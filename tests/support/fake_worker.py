@@ -1,0 +1,162 @@
+"""An engine process without a model: the prompt says what it is to do.
+
+The real loop runs a scripted engine, so that faults and timing are the test's to choose:
+
+    say:TEXT    generate TEXT byte by byte, then the end token
+    slow:TEXT   the same with 10 ms a token
+    hold        accept, and never give a token
+    crash       end the process by SIGKILL, after the tokens of any say: before it
+    params      generate the sampling parameters as JSON
+    report      generate how many requests run and how many were aborted
+
+Anything else is answered with "ok". With `ignore_eos` the text starts again at its end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from qwell.runtime.engine_loop import run
+from qwell.runtime.engine_options import EngineOptions
+from qwell.runtime.errors import RequestError
+from qwell.runtime.messages import EngineInfo, StartFailed, TokenOutput, encode_frame
+from qwell.runtime.sampling_params import SamplingParams
+from qwell.runtime.tokenizer import Tokenizer
+
+STEP_S = 0.01
+_SCRIPT = re.compile(r"(say|slow):(.*?)(?=<\|im_end\|>|crash|$)", re.DOTALL)
+
+
+@dataclass
+class _Request:
+    reply: Iterator[int]
+    left: int
+    slow: bool
+    crashes: bool
+
+
+class ScriptedEngine:
+    """The engine that the module's description promises."""
+
+    def __init__(self, tokenizer: Tokenizer, max_model_len: int) -> None:
+        self._tokenizer = tokenizer
+        end = tokenizer.token_id("<|im_end|>")
+        if end is None:
+            raise RequestError("the tokenizer has no <|im_end|>")
+        self._end = end
+        self._requests: dict[str, _Request] = {}
+        self._held: set[str] = set()
+        self._aborted = 0
+        self.info = EngineInfo(
+            max_model_len=max_model_len,
+            kv_cache_tokens=max_model_len,
+            vocab_size=tokenizer.vocab_size,
+            device="cpu",
+            dtype="float32",
+        )
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._requests)
+
+    def add(self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams) -> None:
+        limit = self.info.max_model_len
+        for token_id in prompt_ids:
+            if token_id >= self.info.vocab_size:
+                raise RequestError(f"token id {token_id} is out of range", param="prompt")
+        if len(prompt_ids) + params.max_tokens > limit:
+            raise RequestError(
+                f"context is {limit} tokens, asked for {len(prompt_ids) + params.max_tokens}",
+                param="max_tokens",
+                code="context_length_exceeded",
+            )
+        prompt = self._tokenizer.decode(prompt_ids, skip_special=False)
+        if "hold" in prompt:
+            self._held.add(request_id)
+            return
+        script = _SCRIPT.search(prompt)
+        self._requests[request_id] = _Request(
+            reply=self._reply(self._text(prompt, params), params.ignore_eos),
+            left=params.max_tokens,
+            slow=script is not None and script[1] == "slow",
+            crashes="crash" in prompt,
+        )
+
+    def abort(self, request_id: str) -> None:
+        if request_id in self._requests or request_id in self._held:
+            self._aborted += 1
+        self._requests.pop(request_id, None)
+        self._held.discard(request_id)
+
+    def step(self) -> list[TokenOutput]:
+        if any(request.slow for request in self._requests.values()):
+            time.sleep(STEP_S)
+        return [self._advance(name, request) for name, request in list(self._requests.items())]
+
+    def _advance(self, name: str, request: _Request) -> TokenOutput:
+        if request.left == 0:
+            del self._requests[name]
+            return TokenOutput(name, [], "length")
+        token_id = next(request.reply)
+        request.left -= 1
+        if token_id == self._end and request.crashes:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if token_id != self._end and request.left:
+            return TokenOutput(name, [token_id])
+        del self._requests[name]
+        return TokenOutput(name, [token_id], "stop" if token_id == self._end else "length")
+
+    def _text(self, prompt: str, params: SamplingParams) -> str:
+        script = _SCRIPT.search(prompt)
+        if script is not None:
+            return script[2]
+        if "crash" in prompt:
+            return ""
+        if "params" in prompt:
+            return msgspec.json.encode(params).decode()
+        if "report" in prompt:
+            running = len(self._requests) + len(self._held)
+            return f"running={running} aborted={self._aborted}"
+        return "ok"
+
+    def _reply(self, text: str, endless: bool) -> Iterator[int]:
+        while True:
+            yield from text.encode()
+            if not endless:
+                yield self._end
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--load-s", type=float, default=0.0)
+    parser.add_argument("--fail", default="")
+    parser.add_argument("--die", action="store_true")
+    parser.add_argument("options")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    connection = socket.socket(fileno=arguments.fd)
+    options = msgspec.json.decode(arguments.options, type=EngineOptions)
+    time.sleep(arguments.load_s)
+    if arguments.fail:
+        connection.sendall(encode_frame(StartFailed(arguments.fail)))
+        return
+    if arguments.die:
+        os.kill(os.getpid(), signal.SIGKILL)
+    engine = ScriptedEngine(Tokenizer.from_dir(Path(options.model)), options.max_model_len or 4096)
+    connection.sendall(encode_frame(engine.info))
+    run(engine, connection)
+
+
+if __name__ == "__main__":
+    main()
