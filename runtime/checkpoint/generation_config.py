@@ -52,7 +52,7 @@ def load_generation_defaults(
     path = folder / GENERATION_CONFIG_FILE
     values = read_optional_json(path)
     do_sample = values.get("do_sample")
-    if do_sample not in (None, True, False):
+    if not isinstance(do_sample, bool | None):
         raise CheckpointError(f"{path}: do_sample must be true or false, got {do_sample!r}")
     sampling: dict[str, Any] = {
         "temperature": 0.0 if do_sample is False else _number(path, values, "temperature"),
