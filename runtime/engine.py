@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceOf
 from typing import Any
 
@@ -24,11 +24,9 @@ from qwell.runtime.scheduler import Chunk, Scheduler, Sequence
 class Engine:
     """Runs the requests of one model, many at a time, one step after the other."""
 
-    def __init__(
-        self, model: LoadedModel, eos_token_ids: Iterable[int], options: EngineOptions
-    ) -> None:
+    def __init__(self, model: LoadedModel, options: EngineOptions) -> None:
         self._model = model
-        self._eos = frozenset(eos_token_ids)
+        self._eos = frozenset(options.eos_token_ids)
         self._max_batch_tokens = options.max_batch_tokens
         self._pool = BlockPool(model.num_blocks)
         self._scheduler = Scheduler(
@@ -44,20 +42,18 @@ class Engine:
     def start(
         cls,
         options: EngineOptions,
-        eos_token_ids: Iterable[int] = (),
         kernels: Mapping[str, Callable[..., Any]] | None = None,
     ) -> Engine:
         """Load a model and make it ready to step.
 
         Args:
             options: the checkpoint and how to run it.
-            eos_token_ids: ids that end a completion.
             kernels: implementations of single ops that replace the chosen ones, by op name.
 
         Raises:
             CheckpointError, UnsupportedModelError, EngineStartError: see `load_model`.
         """
-        return cls(load_model(options, kernels), eos_token_ids, options)
+        return cls(load_model(options, kernels), options)
 
     @property
     def info(self) -> EngineInfo:

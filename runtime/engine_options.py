@@ -23,6 +23,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
         kv_cache_tokens: size of the KV cache pool in tokens; None sizes it from memory.
         max_batch_tokens: most tokens that one step computes; longer prompts run in chunks.
         max_num_seqs: most sequences that run at once; others wait.
+        eos_token_ids: ids that end a completion (the engine knows tokens, not text).
     """
 
     model: str
@@ -32,3 +33,4 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache_tokens: int | None = None
     max_batch_tokens: int = 512
     max_num_seqs: int = 64
+    eos_token_ids: tuple[int, ...] = ()

@@ -18,7 +18,7 @@ from qwell.runtime.engine_options import Device, DType, EngineOptions
 from qwell.runtime.messages import EngineInfo, FinishReason
 from qwell.runtime.sampling_params import SamplingParams
 from qwell.runtime.text_stream import TextStream
-from qwell.runtime.tokenizer import Tokenizer
+from qwell.runtime.tokenizer import TOKENIZER_FILE, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,13 @@ class LLM:
         kernels: Mapping[str, Callable[..., Any]] | None = None,
     ) -> None:
         self._folder = resolve_model(None if model is None else str(model))
-        self.defaults = load_generation_defaults(self._folder)
+        # A checkpoint without a tokenizer still runs on token ids.
+        has_tokenizer = (self._folder / TOKENIZER_FILE).is_file() or any(
+            self._folder.glob("*.tiktoken")
+        )
+        self.defaults = load_generation_defaults(
+            self._folder, self.tokenizer if has_tokenizer else None
+        )
         options = EngineOptions(
             model=str(self._folder),
             device=device,
@@ -68,12 +74,13 @@ class LLM:
             kv_cache_tokens=kv_cache_tokens,
             max_batch_tokens=max_batch_tokens,
             max_num_seqs=max_num_seqs,
+            eos_token_ids=self.defaults.eos_token_ids,
         )
-        self._engine = Engine.start(options, self.defaults.eos_token_ids, kernels)
+        self._engine = Engine.start(options, kernels)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """Read on first use: a checkpoint without one still runs on token ids."""
+        """Raises CheckpointError where the checkpoint has none."""
         return Tokenizer.from_dir(self._folder)
 
     @cached_property

@@ -10,17 +10,24 @@ from qwell.runtime.errors import ConfigTypeError, UnsupportedModelError
 
 DTYPES = ("bfloat16", "float16", "float32")
 
-# Written by transformers into every config.json; none of them changes the logits.
+# Written by transformers into config.json files; none of them changes the logits.
 GENERIC_KEYS = (
     "_name_or_path",
     "architectures",
     "attention_dropout",
     "auto_map",
     "bos_token_id",
+    "chunk_size_feed_forward",
     "eos_token_id",
+    "id2label",
     "initializer_range",
+    "label2id",
     "model_type",
+    "output_attentions",
+    "output_hidden_states",
     "pad_token_id",
+    "problem_type",
+    "return_dict",
     "tokenizer_class",
     "transformers_version",
     "use_cache",

@@ -24,6 +24,8 @@ MAX_HEADER_BYTES = 100_000_000
 MAX_TENSORS = 200_000
 MAX_DIMENSIONS = 8
 
+COPY_BYTES = 4 << 20
+
 ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
     "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
@@ -77,13 +79,20 @@ class SafetensorsFile:
         flat = torch.frombuffer(self._map, dtype=dtype, count=count, offset=info.begin)
         return flat.view(info.shape)
 
-    def release(self, name: str) -> None:
-        """Give back the memory of a tensor that was copied; reading it again is still fine."""
-        info = self.tensors[name]
-        begin = -(-info.begin // mmap.PAGESIZE) * mmap.PAGESIZE
-        length = info.end - begin
-        if length > 0 and hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED, begin, length)
+    def copy_to(self, name: str, target: torch.Tensor) -> None:
+        """Copy a tensor into `target` of its shape, converting to its dtype.
+
+        Piece by piece, giving the file's pages back behind it: a conversion takes no more
+        memory than its result and one piece.
+        """
+        source, wanted = self.tensor(name).flatten(), target.flatten()
+        count = COPY_BYTES // source.itemsize
+        for start in range(0, source.numel(), count):
+            wanted[start : start + count].copy_(source[start : start + count])
+            if hasattr(mmap, "MADV_DONTNEED"):
+                # The whole file: the kernel maps pages around the ones that are read. Pages
+                # dropped too many come back from the page cache when they are next touched.
+                self._map.madvise(mmap.MADV_DONTNEED)
 
 
 def _parse_header(data: mmap.mmap, path: Path) -> dict[str, TensorInfo]:

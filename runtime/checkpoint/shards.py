@@ -84,20 +84,18 @@ class Shards:
     def load(self, names: Sequence[str], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """The named tensors, concatenated along their first dimension.
 
-        One tensor that is already as wanted stays a view of the file. What is copied is read
-        one tensor at a time and its pages are given back: the peak is the weights plus one.
+        One tensor that is already as wanted stays a view of the file; others are copied in
+        small pieces, so that the peak is little more than the weights.
         """
-        sources = [self._owner[name].tensor(name) for name in names]
-        (first, *others) = sources
-        if not others and first.dtype == dtype and device.type == "cpu":
-            return first
-        rows = sum(source.shape[0] for source in sources)
-        result = torch.empty((rows, *first.shape[1:]), dtype=dtype, device=device)
-        start = 0
-        for name, source in zip(names, sources, strict=True):
-            result[start : start + source.shape[0]].copy_(source)
-            start += source.shape[0]
-            self._owner[name].release(name)
+        if len(names) == 1 and device.type == "cpu":
+            tensor = self._owner[names[0]].tensor(names[0])
+            if tensor.dtype == dtype:
+                return tensor
+        shapes = [self._owner[name].tensors[name].shape for name in names]
+        rows = [shape[0] for shape in shapes]
+        result = torch.empty((sum(rows), *shapes[0][1:]), dtype=dtype, device=device)
+        for name, part in zip(names, result.split(rows), strict=True):
+            self._owner[name].copy_to(name, part)
         return result
 
     def _open_indexed(self, path: Path) -> None:
