@@ -57,7 +57,7 @@ BARE_CALL = {"role": "assistant", "content": "", "tool_calls": [CALL["tool_calls
 TEXT_CALL = call('{"place": "Köln"}')
 RESULT = {"role": "tool", "content": '{"celsius": 21}'}
 
-CONVERSATIONS = {
+CONVERSATIONS: dict[str, list[Message]] = {
     "user": [USER],
     "system": [SYSTEM, USER],
     "system only": [SYSTEM],

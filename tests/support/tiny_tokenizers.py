@@ -21,6 +21,7 @@ MERGES = (
 )
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 ADDED = ("<tool_call>",)
+ENDOFTEXT, IM_START, IM_END, TOOL_CALL = range(256 + len(MERGES), 260 + len(MERGES))
 
 
 def tiny_backend(merges: Sequence[tuple[bytes, bytes]] = MERGES) -> Tokenizer:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_tokenizers import tiny_backend
+from tiny_tokenizers import ENDOFTEXT, IM_END, IM_START, tiny_backend
 
 from qwell.runtime.checkpoint.generation_config import (
     GenerationDefaults,
@@ -17,9 +17,6 @@ from qwell.runtime.errors import CheckpointError
 from qwell.runtime.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer(tiny_backend())
-ENDOFTEXT, IM_START, IM_END = (
-    TOKENIZER.token_id(token) for token in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-)
 
 
 def load(

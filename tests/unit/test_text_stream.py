@@ -7,18 +7,17 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_tokenizers import MERGES, tiny_backend
+from tiny_tokenizers import IM_END, TOOL_CALL, tiny_backend
 
 from qwell.runtime.text_stream import TextStream
 from qwell.runtime.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer(tiny_backend())
-IM_END = TOKENIZER.token_id("<|im_end|>")
 # Bytes that begin, continue and break characters, tokens over character borders, control tokens,
 # an id of a padding row.
 LIVELY_IDS = [97, 98, 0xE4, 0xBD, 0xA0, 0xF0, 0x9F, 0x91, 0x8D, 0xC3, 0xFF, IM_END, 10**6]
 token_ids = st.lists(
-    st.sampled_from(LIVELY_IDS) | st.integers(256, 256 + len(MERGES)) | st.integers(0, 255)
+    st.sampled_from(LIVELY_IDS) | st.integers(256, TOOL_CALL) | st.integers(0, 255)
 )
 
 # A small alphabet, so that stop strings occur, overlap and contain each other.

@@ -13,7 +13,15 @@ import tiktoken
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_tokenizers import MERGES, tiny_backend, write_tiktoken
+from tiny_tokenizers import (
+    ENDOFTEXT,
+    IM_END,
+    IM_START,
+    MERGES,
+    TOOL_CALL,
+    tiny_backend,
+    write_tiktoken,
+)
 
 from qwell.runtime.errors import CheckpointError, RequestError
 from qwell.runtime.tiktoken_vocab import SPECIAL_TOKENS, SPLIT_PATTERN
@@ -21,8 +29,6 @@ from qwell.runtime.tokenizer import Tokenizer
 
 BACKEND = tiny_backend()
 TINY = Tokenizer(BACKEND)
-FIRST_ADDED = 256 + len(MERGES)
-ENDOFTEXT, IM_START, IM_END, TOOL_CALL = range(FIRST_ADDED, FIRST_ADDED + 4)
 BYTES = [bytes([byte]) for byte in range(256)]
 RANKS = [*BYTES, *(left + right for left, right in MERGES)]
 
@@ -46,7 +52,7 @@ def test_control_tokens_are_parsed_only_when_asked() -> None:
     typed = "a<|im_end|><tool_call>b"
     assert TINY.encode(typed) == [97, IM_END, TOOL_CALL, 98]
     plain = TINY.encode(typed, parse_special=False)
-    assert max(plain) < FIRST_ADDED
+    assert max(plain) < ENDOFTEXT
     assert TINY.decode(plain) == typed
 
 
