@@ -1,0 +1,163 @@
+"""The engine's door: add, step, abort, logits, and what they refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import make_checkpoint
+from engines import greedy, run_to_end, start_engine
+
+from qwell.kernels.ops import OP_NAMES
+from qwell.runtime.engine import Engine
+from qwell.runtime.engine_options import EngineOptions
+from qwell.runtime.errors import EngineStartError, RequestError, UnsupportedModelError
+from qwell.runtime.messages import TokenOutput
+from qwell.runtime.sampling_params import SamplingParams
+
+PROMPT = [5, 3, 8, 13]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint")
+    make_checkpoint(path, "qwen3")
+    return path
+
+
+@pytest.fixture
+def engine(folder: Path) -> Engine:
+    return start_engine(folder)
+
+
+def params(max_tokens: int = 8, **settings: Any) -> SamplingParams:
+    return SamplingParams(max_tokens=max_tokens, temperature=0.0, **settings)
+
+
+def test_a_request_ends_at_max_tokens(engine: Engine) -> None:
+    engine.add("a", PROMPT, params(3))
+    outputs = [engine.step()[0] for _ in range(3)]
+    assert [output.finish_reason for output in outputs] == [None, None, "length"]
+    assert not engine.has_work
+
+
+def test_a_request_ends_at_an_eos_id_unless_told_not_to(folder: Path) -> None:
+    text = greedy(start_engine(folder), PROMPT, 20)
+    eos = text[6]
+    engine = start_engine(folder, eos_token_ids=(eos,))
+    assert greedy(engine, PROMPT, 20) == text[: text.index(eos) + 1]
+    engine.add("on", PROMPT, params(20, ignore_eos=True))
+    assert run_to_end(engine)["on"] == text
+
+
+def test_zero_tokens_are_reported_by_the_next_step(engine: Engine) -> None:
+    engine.add("none", PROMPT, params(0))
+    assert engine.has_work
+    assert engine.step() == [TokenOutput("none", [], "length")]
+    assert not engine.has_work
+
+
+def test_an_aborted_request_frees_its_blocks_at_once_and_leaves_others_alone(
+    engine: Engine,
+) -> None:
+    alone = greedy(engine, PROMPT, 12)
+    free = engine.num_free_blocks
+    engine.add("kept", PROMPT, params(12))
+    engine.add("gone", PROMPT * 30, params(50))
+    tokens = [output.token_ids for _ in range(4) for output in engine.step()]
+    assert len(tokens) > 4
+    engine.abort("gone")
+    engine.abort("never added")
+    rest = run_to_end(engine)
+    assert set(rest) == {"kept"}
+    assert engine.num_free_blocks == free
+    assert greedy(engine, PROMPT, 12) == alone
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_abort_at_any_moment(folder: Path, steps: int) -> None:
+    engine = start_engine(folder, max_batch_tokens=16)
+    engine.add("a", PROMPT * 10, params(50))
+    for _ in range(steps):
+        engine.step()
+    engine.abort("a")
+    assert not engine.has_work
+    assert engine.step() == []
+    assert engine.num_free_blocks * 16 == engine.info.kv_cache_tokens
+
+
+@pytest.mark.parametrize(
+    ("prompt", "max_tokens", "message", "code"),
+    [
+        ([], 8, "the prompt is empty", None),
+        ([199], 8, r"token id 199; ids must be in 0\.\.198", None),
+        ([-1], 8, "token id -1", None),
+        ([1] * 250, 8, r"context is 256 tokens, but 258 .*250 in the prompt, 8", "context"),
+        ([1] * 300, 1, "context is 256 tokens, but 301", "context"),
+    ],
+)
+def test_requests_that_cannot_be_served(
+    engine: Engine, prompt: list[int], max_tokens: int, message: str, code: str | None
+) -> None:
+    with pytest.raises(RequestError, match=message) as error:
+        engine.add("a", prompt, params(max_tokens))
+    assert error.value.code == (code and "context_length_exceeded")
+    assert not engine.has_work
+
+
+def test_a_request_id_in_use_is_refused(engine: Engine) -> None:
+    engine.add("a", PROMPT, params())
+    with pytest.raises(RequestError, match="'a' is in use"):
+        engine.add("a", PROMPT, params())
+
+
+def test_the_whole_context_can_be_used(folder: Path) -> None:
+    engine = start_engine(folder, kv_cache_tokens=256)
+    assert len(greedy(engine, [1] * 200, 56)) == 56
+
+
+def test_a_context_longer_than_trained_is_refused(folder: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"257 .*max_position_embeddings is 256"):
+        start_engine(folder, max_model_len=257)
+
+
+def test_a_cache_that_is_too_small_is_refused(folder: Path) -> None:
+    with pytest.raises(EngineStartError, match="room for 64 tokens, at least 100"):
+        start_engine(folder, kv_cache_tokens=64, max_model_len=100)
+
+
+def test_a_small_cache_shortens_the_context(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, max_position_embeddings=4096)
+    assert start_engine(tmp_path, kv_cache_tokens=512).info.max_model_len == 512
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there_is_refused(folder: Path) -> None:
+    with pytest.raises(EngineStartError, match="no GPU"):
+        Engine.start(EngineOptions(model=str(folder), device="cuda"))
+
+
+def test_an_unknown_kernel_is_refused(folder: Path) -> None:
+    with pytest.raises(EngineStartError, match=f"nonsense.*{OP_NAMES[0]}"):
+        start_engine(folder, {"nonsense": print})
+
+
+def test_logits_need_no_running_request_to_stop(engine: Engine) -> None:
+    before = engine.logits(PROMPT)
+    engine.add("a", PROMPT, params(20))
+    engine.step()
+    assert torch.equal(engine.logits(PROMPT), before)
+    free = engine.num_free_blocks
+    run_to_end(engine)
+    assert engine.num_free_blocks > free
+
+
+def test_half_precision_weights_on_a_cpu_without_it_run_in_float32(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, dtype=torch.bfloat16)
+    features = torch.cpu.get_capabilities()
+    native = features.get("avx512_bf16") or features.get("bf16")
+    assert start_engine(tmp_path).info.dtype == ("bfloat16" if native else "float32")
+    assert start_engine(tmp_path, dtype="bfloat16").info.dtype == "bfloat16"
+    assert start_engine(tmp_path, dtype="float16").info.dtype == "float16"

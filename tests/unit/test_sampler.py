@@ -1,0 +1,113 @@
+"""Sampling as a user meets it: parameters do what they say, seeds repeat, greedy is greedy."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qwell.kernels.registry import build_ops
+from qwell.runtime.errors import RequestError
+from qwell.runtime.sampler import sample_next, uniform
+from qwell.runtime.sampling_params import SamplingParams
+from qwell.runtime.scheduler import Sequence
+
+OPS = build_ops(torch.device("cpu"), torch.float32)
+LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, 1.0])
+
+
+def draws(count: int, prompt: tuple[int, ...] = (4,), **settings: Any) -> list[int]:
+    params = SamplingParams(**settings)
+    sequences = [Sequence(str(i), list(prompt), len(prompt), params, seed=i) for i in range(count)]
+    return sample_next(OPS, LOGITS.expand(count, -1), sequences)
+
+
+def test_frequencies_are_the_softmax_of_the_logits() -> None:
+    count = 4000
+    seen = Counter(draws(count, temperature=0.7))
+    expected = (LOGITS / 0.7).softmax(0).tolist()
+    # Pearson's statistic: above 23.5 once in 10,000 with four degrees of freedom.
+    statistic = sum((seen[i] - count * p) ** 2 / (count * p) for i, p in enumerate(expected))
+    assert statistic < 23.5
+
+
+def test_temperature_zero_takes_the_first_maximum() -> None:
+    assert set(draws(50, temperature=0.0)) == {0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "possible"),
+    [
+        ({"top_k": 1}, {0}),
+        ({"top_k": 2}, {0, 1, 4}),  # ids 1 and 4 tie for the second place: both stay
+        ({"top_k": 99}, {0, 1, 2, 3, 4}),
+        ({"top_p": 0.5}, {0}),  # id 0 alone has 0.52
+        ({"top_p": 0.6}, {0, 1}),
+        ({"top_p": 1e-9}, {0}),
+        ({"min_p": 0.3}, {0, 1, 4}),
+        ({"min_p": 1.0}, {0}),
+        ({"temperature": 1e-6}, {0}),
+        ({"top_k": 3, "top_p": 0.9, "min_p": 0.3}, {0, 1, 4}),
+    ],
+)
+def test_truncation_keeps_exactly_the_likely_ids(
+    settings: dict[str, Any], possible: set[int]
+) -> None:
+    assert set(draws(400, **settings)) == possible
+
+
+def test_repetition_penalty_counts_prompt_and_output_once() -> None:
+    # 2 / 2.5 = 0.8 is below id 1's 1.0; seen twice must not divide twice.
+    assert set(draws(3, (0, 0), temperature=0.0, repetition_penalty=1.5)) == {0}
+    assert set(draws(3, (0, 0), temperature=0.0, repetition_penalty=2.5)) == {1}
+    assert set(draws(3, (0, 1), temperature=0.0, repetition_penalty=2.5)) == {4}
+
+
+def test_a_row_does_not_depend_on_its_neighbours() -> None:
+    mixed = [
+        SamplingParams(temperature=0.0),
+        SamplingParams(temperature=1.5, top_p=0.8),
+        SamplingParams(temperature=1.0, repetition_penalty=1.3, top_k=3),
+    ] * 5
+    sequences = [Sequence(str(i), [1, 2], 2, p, seed=7 * i) for i, p in enumerate(mixed)]
+    logits = torch.randn(len(mixed), 300, generator=torch.Generator().manual_seed(0))
+    together = sample_next(OPS, logits, sequences)
+    alone = [
+        sample_next(OPS, logits[i : i + 1], [sequence])[0] for i, sequence in enumerate(sequences)
+    ]
+    assert together == alone
+
+
+@given(seed=st.integers(-(2**63), 2**63 - 1), step=st.integers(0, 2**31))
+def test_the_draw_is_a_function_of_seed_and_step(seed: int, step: int) -> None:
+    assert 0.0 <= uniform(seed, step) < 1.0
+    assert uniform(seed, step) == uniform(seed, step)
+    assert uniform(seed, step) != uniform(seed, step + 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": 2.1}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"top_p": 1.1}, "top_p"),
+        ({"top_k": -1}, "top_k"),
+        ({"min_p": 1.1}, "min_p"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty"),
+        ({"repetition_penalty": float("inf")}, "repetition_penalty"),
+        ({"seed": 2**63}, "seed"),
+        ({"stop": ("",)}, "stop"),
+        ({"stop": ("x",) * 17}, "stop"),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(settings: dict[str, Any], field: str) -> None:
+    with pytest.raises(RequestError, match=field) as error:
+        SamplingParams(**settings)
+    assert error.value.param == field
