@@ -1,0 +1,37 @@
+PYTHON ?= python3
+VENV ?= .venv
+# Exact: pip takes the newest torch that a range admits, which may be another several gigabytes.
+TORCH ?= torch==2.13.0
+
+bin := $(VENV)/bin
+native := CMakeLists.txt $(wildcard kernels/native/*.cpp kernels/native/*.h kernels/native/simd/*.h)
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.runs  ## serve the demo model on 127.0.0.1:8000
+	$(bin)/qwell serve
+
+test: $(VENV)/.tests  ## run all tests
+	$(bin)/pytest
+
+lint: $(VENV)/.tests  ## style, types, direction of imports
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/lint-imports
+	$(bin)/mypy
+
+clean:
+	rm -rf $(VENV) build
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(bin)/pip install --quiet "$(TORCH)"
+	touch $@
+
+$(VENV)/.runs: $(VENV)/.torch pyproject.toml $(native)
+	$(bin)/pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.tests: $(VENV)/.runs
+	$(bin)/pip install --quiet --editable ".[test,lint]"
+	touch $@
