@@ -139,7 +139,7 @@ class ScriptedEngine:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--fd", type=int, required=True)
-    parser.add_argument("--load-s", type=float, default=0.0)
+    parser.add_argument("--load-until", type=Path, help="load until this file exists")
     parser.add_argument("--fail", default="")
     parser.add_argument("--die", action="store_true")
     parser.add_argument("options")
@@ -147,7 +147,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection = socket.socket(fileno=arguments.fd)
     options = msgspec.json.decode(arguments.options, type=EngineOptions)
-    time.sleep(arguments.load_s)
+    while arguments.load_until is not None and not arguments.load_until.exists():
+        time.sleep(STEP_S)
     if arguments.fail:
         connection.sendall(encode_frame(StartFailed(arguments.fail)))
         return

@@ -1,0 +1,103 @@
+"""Who gets in, by which credentials, on which paths."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+import requests
+from serving import PATIENCE_S, ServerProcess
+
+KEY = "s3cret-key"
+USER, PASSWORD = "user", "pass:wörd"
+GUARDED = ["/v1/models", "/v1/models/x", "/version", "/v1/completions", "/no/such/path", "/health/"]
+
+
+def basic(user: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+GOOD = {"key": f"Bearer {KEY}", "basic": basic(USER, PASSWORD)}
+BAD = {
+    "nothing": None,
+    "empty": "",
+    "scheme only": "Bearer",
+    "no scheme": KEY,
+    "wrong key": "Bearer wrong",
+    "key and more": f"Bearer {KEY}x",
+    "part of the key": f"Bearer {KEY[:-1]}",
+    "key in another scheme": f"Basic {KEY}",
+    "not base64": "Basic ???",
+    "wrong password": basic(USER, "wrong"),
+    "wrong user": basic("other", PASSWORD),
+    "no colon": "Basic " + base64.b64encode(b"user").decode(),
+    "latin-1": "Bearer schl\u00fcssel",
+    "password as key": f"Bearer {PASSWORD.replace('ö', 'o')}",
+}
+MODES = {"key": {"api_key": KEY}, "basic": {"api_auth": (USER, PASSWORD)}}
+MODES["both"] = {**MODES["key"], **MODES["basic"]}
+
+
+@pytest.fixture(scope="module", params=MODES)
+def mode(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def guarded(
+    text_folder: Path, tmp_path_factory: pytest.TempPathFactory, mode: str
+) -> Iterator[ServerProcess]:
+    log = tmp_path_factory.mktemp("auth") / "log"
+    with ServerProcess(text_folder, log, **MODES[mode]) as running:
+        yield running
+
+
+def get(server: ServerProcess, path: str, authorization: str | None) -> requests.Response:
+    headers = {} if authorization is None else {"Authorization": authorization}
+    encoded = {name: value.encode("latin-1") for name, value in headers.items()}
+    return requests.get(f"{server.url}{path}", headers=encoded, timeout=PATIENCE_S)
+
+
+@pytest.mark.parametrize("credentials", BAD)
+@pytest.mark.parametrize("path", GUARDED)
+def test_strangers_stay_out(guarded: ServerProcess, mode: str, path: str, credentials: str) -> None:
+    answer = get(guarded, path, BAD[credentials])
+
+    assert answer.status_code == 401
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["code"] == "invalid_api_key"
+    challenge = answer.headers["www-authenticate"]
+    assert ("Bearer" in challenge) == (mode != "basic")
+    assert ("Basic " in challenge) == (mode != "key")
+    assert answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("credentials", GOOD)
+def test_each_mode_takes_its_own_credentials(
+    guarded: ServerProcess, mode: str, credentials: str
+) -> None:
+    answer = get(guarded, "/v1/models", GOOD[credentials])
+
+    assert answer.status_code == (200 if mode in (credentials, "both") else 401)
+
+
+def test_health_is_open(guarded: ServerProcess) -> None:
+    assert get(guarded, "/health", None).status_code == 200
+
+
+def test_openai_client_with_a_key(guarded: ServerProcess, mode: str) -> None:
+    with openai.OpenAI(base_url=f"{guarded.url}/v1", api_key=KEY, max_retries=0) as client:
+        if mode == "basic":
+            with pytest.raises(openai.AuthenticationError):
+                client.models.list()
+        else:
+            assert client.completions.create(model="m", prompt="say:hi").choices[0].text == "hi"
+
+
+def test_secrets_are_not_logged(guarded: ServerProcess) -> None:
+    assert KEY not in guarded.log
+    assert PASSWORD not in guarded.log
