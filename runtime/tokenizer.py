@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tokenizers
 
-from qwell.runtime.byte_level import ALPHABET, to_bytes
+from qwell.runtime.byte_level import to_bytes
 from qwell.runtime.errors import CheckpointError, RequestError
 from qwell.runtime.tiktoken_vocab import load_tiktoken
 
@@ -26,7 +26,7 @@ class Tokenizer:
         """Wrap a byte-level BPE tokenizer of the `tokenizers` library.
 
         Raises:
-            CheckpointError: the tokenizer is of another kind or lacks a byte.
+            CheckpointError: the tokenizer is of another kind.
         """
         _check_byte_level(backend)
         backend.no_truncation()
@@ -115,12 +115,6 @@ def _check_byte_level(backend: tokenizers.Tokenizer) -> None:
         raise CheckpointError(
             f"a {type(model).__name__} model with a {type(decoder).__name__} decoder; supported "
             "is byte-level BPE (a BPE model with a ByteLevel decoder)"
-        )
-    missing = [byte for byte, char in enumerate(ALPHABET) if model.token_to_id(char) is None]
-    if missing:
-        raise CheckpointError(
-            f"no token for the single byte 0x{missing[0]:02x}: text that holds it could not be "
-            "encoded; byte-level BPE has all 256"
         )
 
 
