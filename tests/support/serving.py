@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -67,8 +68,10 @@ class ServerProcess:
         self.url = ""
 
     def __enter__(self) -> ServerProcess:
+        # Models this small only lose by threads, most of all where tests run side by side.
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with self._log.open("wb") as stderr:
-            self.process = subprocess.Popen(self._command, stderr=stderr)
+            self.process = subprocess.Popen(self._command, stderr=stderr, env=environment)
         self.url = self._wait_for_url()
         if self._ready:
             self.wait_for_health("ok")

@@ -1,0 +1,156 @@
+"""The whole way, with models that compute: a tiny random one and the demo model."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+import requests
+from checkpoints import make_checkpoint
+from serving import PATIENCE_S, ServerProcess
+from tiny_tokenizers import tiny_backend
+
+from qwell.runtime.demo_model import demo_model_dir
+
+REAL_WORKER: tuple[str, ...] = ()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A random Qwen2 checkpoint with the byte tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
+    backend = tiny_backend()
+    make_checkpoint(folder, vocab_size=backend.get_vocab_size() + 20)
+    backend.save(str(folder / "tokenizer.json"))
+    log = folder.with_name("log")
+    with ServerProcess(folder, log, worker=REAL_WORKER) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """The demo model, one request at a time."""
+    log = tmp_path_factory.mktemp("demo") / "log"
+    options = {"worker": REAL_WORKER, "engine_options": {"max_num_seqs": 1}, "is_demo": True}
+    with ServerProcess(demo_model_dir(), log, **options) as running:
+        yield running
+
+
+def texts(server: ServerProcess, prompt: object, **fields: object) -> list[str]:
+    return [choice["text"] for choice in server.complete(prompt, **fields)["choices"]]
+
+
+def test_same_seed_same_text_alone_or_among_others(tiny: ServerProcess) -> None:
+    prompts = [f"prompt {number} " * (number + 1) for number in range(6)]
+    alone = [texts(tiny, prompt, seed=7, max_tokens=24, ignore_eos=True) for prompt in prompts]
+    together: dict[int, list[str]] = {}
+
+    def complete(number: int) -> None:
+        together[number] = texts(tiny, prompts[number], seed=7, max_tokens=24, ignore_eos=True)
+
+    threads = [threading.Thread(target=complete, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+
+    assert [together[number] for number in range(6)] == alone
+    assert len({tuple(text) for text in alone}) > 1
+
+
+def test_first_choice_of_many_is_that_of_one(tiny: ServerProcess) -> None:
+    (one,) = texts(tiny, "abc", seed=3, max_tokens=16)
+    three = texts(tiny, "abc", seed=3, max_tokens=16, n=3)
+
+    assert three[0] == one
+    assert len(set(three)) > 1
+
+
+def test_stream_and_plain_answer_are_the_same(tiny: ServerProcess) -> None:
+    (plain,) = texts(tiny, "abc", seed=5, max_tokens=40, ignore_eos=True)
+    with openai.OpenAI(base_url=f"{tiny.url}/v1", api_key="none", max_retries=0) as client:
+        stream = client.completions.create(
+            model="m",
+            prompt="abc",
+            seed=5,
+            max_tokens=40,
+            stream=True,
+            extra_body={"ignore_eos": True},
+        )
+        assert "".join(chunk.choices[0].text for chunk in stream) == plain
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "code"),
+    [
+        ({"prompt": [10_000]}, "prompt", None),
+        ({"prompt": "abc", "max_tokens": 256}, "max_tokens", "context_length_exceeded"),
+        ({"prompt": [5] * 256, "max_tokens": 1}, "prompt", "context_length_exceeded"),
+        ({"prompt": [5] * 300}, "prompt", "context_length_exceeded"),
+    ],
+)
+def test_the_engine_refuses_with_a_400(
+    tiny: ServerProcess, fields: dict[str, object], param: str, code: str | None
+) -> None:
+    answer = tiny.post("/v1/completions", {"model": "m", "stream": True, **fields})
+
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param
+    assert answer.json()["error"]["code"] == code
+
+
+def test_no_tokens_asked_for(tiny: ServerProcess) -> None:
+    answer = tiny.complete("abc", max_tokens=0, echo=True)
+
+    assert answer["choices"][0]["text"] == "abc"
+    assert answer["choices"][0]["finish_reason"] == "length"
+
+
+def test_a_checkpoint_that_cannot_be_loaded(tmp_path: Path) -> None:
+    tiny_backend().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+
+    with ServerProcess(tmp_path, tmp_path / "log", worker=REAL_WORKER, ready=False) as server:
+        assert server.process.wait(PATIENCE_S) == 1
+
+    assert server.log.splitlines()[-1].startswith("qwell: error: ")
+    assert "Traceback" not in server.log
+
+
+def test_the_demo_model_answers(demo: ServerProcess) -> None:
+    with openai.OpenAI(base_url=f"{demo.url}/v1", api_key="none", max_retries=0) as client:
+        answer = client.chat.completions.create(
+            model="gpt-3.5-turbo",
+            messages=[
+                {"role": "user", "content": "What is the capital of France? Answer in one word."}
+            ],
+            temperature=0,
+            max_tokens=24,
+        )
+
+    assert "Paris" in (answer.choices[0].message.content or "")
+
+
+def test_the_server_process_computes_nothing_itself(demo: ServerProcess) -> None:
+    maps = Path(f"/proc/{demo.process.pid}/maps").read_text()
+    worker_maps = Path(f"/proc/{demo.worker_pid()}/maps").read_text()
+
+    assert "libtorch" not in maps
+    assert "libtorch" in worker_maps
+
+
+def test_a_client_that_leaves_makes_room_for_the_next(demo: ServerProcess) -> None:
+    endless = {"model": "m", "prompt": "Once", "max_tokens": 8000, "ignore_eos": True}
+    answer = requests.post(
+        f"{demo.url}/v1/completions",
+        json={**endless, "stream": True},
+        stream=True,
+        timeout=PATIENCE_S,
+    )
+    next(answer.iter_content(1))
+    answer.close()
+
+    assert texts(demo, "Twice", temperature=0, max_tokens=4, ignore_eos=True)
