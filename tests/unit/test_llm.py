@@ -1,0 +1,122 @@
+"""LLM: a model in this process, from a folder to texts, token ids and logits."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import make_checkpoint
+from tiny_tokenizers import IM_END, tiny_backend
+
+from qwell import LLM, SamplingParams
+from qwell.runtime.errors import CheckpointError, RequestError
+
+GREEDY = SamplingParams(max_tokens=24, temperature=0.0)
+PROMPTS = ["Once upon", "a time", "in a land far away there was"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint")
+    backend = tiny_backend()
+    make_checkpoint(path, "qwen3", vocab_size=backend.get_vocab_size() + 5)
+    backend.save(str(path / "tokenizer.json"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def llm(folder: Path) -> LLM:
+    return LLM(folder, device="cpu")
+
+
+def test_texts_and_ids_are_the_same_prompt(llm: LLM) -> None:
+    texts = llm.generate(PROMPTS, GREEDY)
+    ids = [llm.tokenizer.encode(prompt) for prompt in PROMPTS]
+    assert llm.generate(ids, GREEDY) == texts
+    assert [completion.prompt_token_ids for completion in texts] == ids
+
+
+def test_the_text_is_that_of_the_ids_and_comes_in_pieces(llm: LLM) -> None:
+    pieces: dict[int, str] = {}
+
+    def on_text(index: int, piece: str) -> None:
+        assert piece
+        pieces[index] = pieces.get(index, "") + piece
+
+    completions = llm.generate(PROMPTS, GREEDY, on_text=on_text)
+    for index, completion in enumerate(completions):
+        assert completion.text == llm.tokenizer.decode(completion.token_ids)
+        assert completion.text == pieces.get(index, "")
+        ended = IM_END in completion.token_ids
+        assert completion.finish_reason == ("stop" if ended else "length")
+
+
+def test_a_stop_string_ends_the_text_before_it(llm: LLM) -> None:
+    (whole,) = llm.generate(PROMPTS[:1], GREEDY)
+    stop = whole.text[3:5]
+    cut = SamplingParams(max_tokens=24, temperature=0.0, stop=(stop,))
+    (stopped,) = llm.generate(PROMPTS[:1], cut)
+    assert stopped.text == whole.text[: whole.text.index(stop)]
+    assert stopped.finish_reason == "stop"
+    assert len(stopped.token_ids) < len(whole.token_ids)
+
+
+def test_logits_are_fp32_of_every_position(llm: LLM) -> None:
+    ids = llm.tokenizer.encode(PROMPTS[2])
+    logits = llm.logits(ids)
+    assert (logits.dtype, tuple(logits.shape)) == (torch.float32, (len(ids), llm.info.vocab_size))
+    (completion,) = llm.generate([ids], SamplingParams(max_tokens=1, temperature=0.0))
+    assert completion.token_ids == [int(logits[-1].argmax())]
+
+
+def test_a_prompt_that_cannot_be_served_leaves_nothing_behind(llm: LLM) -> None:
+    expected = llm.generate(PROMPTS, GREEDY)
+    with pytest.raises(RequestError, match="the prompt is empty"):
+        llm.generate([*PROMPTS, ""], GREEDY)
+    assert llm.generate(PROMPTS, GREEDY) == expected
+
+
+def test_an_interrupted_call_leaves_nothing_behind(llm: LLM) -> None:
+    expected = llm.generate(PROMPTS, GREEDY)
+
+    def interrupt(_index: int, _piece: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate(PROMPTS, GREEDY, on_text=interrupt)
+    assert llm.generate(PROMPTS, GREEDY) == expected
+
+
+def test_one_string_is_not_taken_for_a_list_of_prompts(llm: LLM) -> None:
+    with pytest.raises(TypeError, match=r"pass \[prompt\]"):
+        llm.generate("Once", GREEDY)
+
+
+def test_the_checkpoints_own_sampling_defaults(folder: Path, tmp_path: Path) -> None:
+    for file in folder.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "generation_config.json").unlink()
+    (tmp_path / "generation_config.json").write_text(
+        json.dumps({"do_sample": True, "temperature": 0.6, "top_k": 20, "eos_token_id": 7})
+    )
+    llm = LLM(tmp_path, device="cpu")
+    assert llm.default_params() == SamplingParams(temperature=0.6, top_k=20)
+    assert 7 in llm.defaults.eos_token_ids
+
+
+def test_a_checkpoint_without_tokenizer_still_has_logits(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path)
+    llm = LLM(tmp_path, device="cpu")
+    assert llm.logits([1, 2, 3]).shape == (3, 199)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
+        llm.generate(["text"])
+
+
+def test_importing_the_package_brings_no_torch() -> None:
+    code = "import sys, qwell; qwell.SamplingParams(); print('torch' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "False"
