@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_tokenizers import IM_END, TOOL_CALL, tiny_backend
 
@@ -21,7 +21,7 @@ token_ids = st.lists(
 )
 
 # A small alphabet, so that stop strings occur, overlap and contain each other.
-letters = st.sampled_from("ab你")
+letters = st.sampled_from("aab你")
 texts = st.text(letters, max_size=30)
 stops = st.lists(st.text(letters, min_size=1, max_size=5), max_size=4)
 
@@ -68,6 +68,7 @@ def test_all_pieces_are_the_decoded_text(data: st.DataObject, ids: list[int]) ->
     assert not stream.stopped
 
 
+@settings(max_examples=500)
 @given(st.data(), texts, stops)
 def test_text_ends_before_the_first_stop_string(
     data: st.DataObject, text: str, stop: list[str]
@@ -77,6 +78,7 @@ def test_text_ends_before_the_first_stop_string(
     assert (shown, stream.stopped) == cut_at_stop(text, stop)
 
 
+@settings(max_examples=500)
 @given(texts, stops)
 def test_no_more_is_held_back_than_could_be_a_stop_string(text: str, stop: list[str]) -> None:
     text, _ = cut_at_stop(text, stop)
@@ -103,15 +105,17 @@ def test_held_back_text_comes_when_no_stop_string_did() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stop", "shown"),
+    ("text", "stop", "shown"),
     [
-        (["bc", "abcd"], "xa"),  # complete first, though it begins later
-        (["c", "abc"], "x"),  # complete at once: the longest
-        (["b", "b"], "xa"),
+        ("xabcd", ["bc", "abcd"], "xa"),  # complete first, though it begins later
+        ("xabcd", ["c", "abc"], "x"),  # complete at once: the longest
+        ("xabcd", ["b", "b"], "xa"),
+        ("xaaab", ["aab"], "xa"),  # begins again inside its own start
+        ("xababac", ["abac"], "xab"),
     ],
 )
-def test_which_stop_string_counts(stop: list[str], shown: str) -> None:
-    assert run(TextStream(TOKENIZER, stop), [TOKENIZER.encode("xabcd")]) == shown
+def test_which_stop_string_counts(text: str, stop: list[str], shown: str) -> None:
+    assert run(TextStream(TOKENIZER, stop), [TOKENIZER.encode(text)]) == shown
 
 
 def test_control_tokens_show_nothing_and_break_nothing() -> None:
