@@ -1,0 +1,36 @@
+"""The command line: `qwell serve | generate | chat | demo-model`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from qwell.cli.parser import parse_arguments
+from qwell.runtime.errors import QwellError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; the exit status.
+
+    0 is success, 1 an error (one line on stderr), 2 a usage error, 128 + n the end by signal n.
+    """
+    arguments = parse_arguments(argv)
+    # The level is set for qwell alone: libraries would log every request they make.
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger("qwell").setLevel(logging.INFO)
+    try:
+        status: int = arguments.run(arguments)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # Whoever read our output is gone; what is still buffered must not fail once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except (QwellError, OSError) as error:
+        print(f"qwell: error: {error}", file=sys.stderr)
+        return 1
+    return status

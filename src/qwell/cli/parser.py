@@ -1,0 +1,216 @@
+"""Options of every command, and what argparse itself cannot check about them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, get_args
+
+from qwell import __version__
+from qwell.cli.sampling import given_sampling
+from qwell.runtime.engine_options import Device, DType
+from qwell.runtime.errors import RequestError
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 8000
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options; `run` is the function of the command. Exits with status 2 on a usage error."""
+    parser = argparse.ArgumentParser(
+        prog="qwell", description="Run Qwen models on hand-written kernels.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"qwell {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for add in (_add_serve, _add_generate, _add_chat, _add_demo_model):
+        add(commands)
+    arguments = parser.parse_args(argv)
+    if "device" in arguments:
+        _settle_device(arguments)
+    try:
+        given_sampling(arguments)
+    except RequestError as error:
+        arguments.fail(f"argument --{str(error.param).replace('_', '-')}: {error}")
+    return arguments
+
+
+# The commands are imported when they run: torch alone takes seconds, and neither `qwell -h` nor
+# the server process needs it.
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from qwell.cli.serve import run
+
+    return run(arguments)
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from qwell.cli.generate import run
+
+    return run(arguments)
+
+
+def _chat(arguments: argparse.Namespace) -> int:
+    from qwell.cli.chat import run
+
+    return run(arguments)
+
+
+def _demo_model(_: argparse.Namespace) -> int:
+    from qwell.runtime.demo_model import demo_model_dir
+
+    print(demo_model_dir())
+    return 0
+
+
+def _add_serve(commands: Any) -> None:
+    parser = _add_command(commands, "serve", _serve, "serve the OpenAI API over HTTP")
+    _add_model_options(parser)
+    _add_once(
+        parser, "--host", "--server-name", help=f"address to listen on (default: {DEFAULT_HOST})"
+    )
+    _add_once(
+        parser,
+        "--port",
+        "--server-port",
+        type=_port,
+        help=f"TCP port, 0 for any free one (default: {DEFAULT_PORT})",
+    )
+    parser.add_argument(
+        "--served-model-name",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="model id that clients may ask for; may be repeated (default: any id)",
+    )
+    parser.add_argument(
+        "--api-key", metavar="KEY", help="key that clients must send as a bearer token"
+    )
+    parser.add_argument(
+        "--api-auth",
+        metavar="USER:PASSWORD",
+        type=_user_and_password,
+        help="user and password that clients must send (HTTP Basic)",
+    )
+
+
+def _add_generate(commands: Any) -> None:
+    parser = _add_command(commands, "generate", _generate, "complete one prompt")
+    _add_model_options(parser)
+    parser.add_argument("--prompt", metavar="TEXT", required=True, help="text to go on from")
+    _add_sampling_options(parser, max_tokens="most tokens to generate (default: 256)")
+    parser.add_argument(
+        "--seed", type=int, help="same seed, same text (default: a new one every time)"
+    )
+    parser.add_argument(
+        "--stop", metavar="TEXT", action="append", help="end before this text; may be repeated"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+
+
+def _add_chat(commands: Any) -> None:
+    parser = _add_command(commands, "chat", _chat, "talk to a model in the terminal")
+    _add_model_options(parser)
+    parser.add_argument("--system", metavar="TEXT", help="system message of the conversation")
+    _add_sampling_options(parser, max_tokens="most tokens of one answer (default: 2048)")
+
+
+def _add_demo_model(commands: Any) -> None:
+    _add_command(
+        commands, "demo-model", _demo_model, "print the demo model's folder; make it if missing"
+    )
+
+
+def _add_command(commands: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False
+    )
+    parser.set_defaults(run=run, fail=parser.error)
+    return parser
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    _add_once(
+        parser,
+        "--model",
+        "-c",
+        "--checkpoint-path",
+        help="folder of a checkpoint, or a Hugging Face id (default: a small demo model)",
+    )
+    parser.add_argument(
+        "--device",
+        choices=get_args(Device),
+        default="auto",
+        help="where to run; auto takes a GPU when there is one (default: auto)",
+    )
+    parser.add_argument("--cpu-only", action="store_true", help="the same as --device cpu")
+    parser.add_argument(
+        "--dtype",
+        choices=get_args(DType),
+        default="auto",
+        help="of weights and activations (default: auto, the model's own)",
+    )
+    parser.add_argument(
+        "--max-model-len",
+        metavar="N",
+        type=_positive,
+        help="most tokens of prompt and completion together (default: the model's context)",
+    )
+
+
+def _add_sampling_options(parser: argparse.ArgumentParser, *, max_tokens: str) -> None:
+    parser.add_argument("--max-tokens", metavar="N", type=_positive, help=max_tokens)
+    parser.add_argument(
+        "--temperature", metavar="T", type=float, help="0 is greedy (default: the model's own)"
+    )
+
+
+def _add_once(parser: argparse.ArgumentParser, *names: str, **settings: Any) -> None:
+    """An option with several names; two different values under any of them are an error."""
+    destination = next(name for name in names if name.startswith("--")).removeprefix("--")
+    parser.add_argument(
+        *names, dest=destination, metavar=destination.upper(), action=_StoreOnce, **settings
+    )
+
+
+class _StoreOnce(argparse.Action):
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,  # noqa: ARG002 (argparse's signature)
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,  # noqa: ARG002
+    ) -> None:
+        before = getattr(namespace, self.dest)
+        if before not in (None, values):
+            raise argparse.ArgumentError(self, f"given twice, as {before} and as {values}")
+        setattr(namespace, self.dest, values)
+
+
+def _settle_device(arguments: argparse.Namespace) -> None:
+    if arguments.cpu_only and arguments.device == "cuda":
+        arguments.fail("--cpu-only contradicts --device cuda")
+    if arguments.cpu_only:
+        arguments.device = "cpu"
+
+
+def _positive(text: str) -> int:
+    value = int(text) if text.isascii() and text.isdigit() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return value
+
+
+def _port(text: str) -> int:
+    value = int(text) if text.isascii() and text.isdigit() else -1
+    if not 0 <= value <= 65535:
+        raise argparse.ArgumentTypeError(f"must be a port number of 0 to 65535, got {text!r}")
+    return value
+
+
+def _user_and_password(text: str) -> tuple[str, str]:
+    user, colon, password = text.partition(":")
+    if not (user and colon):
+        # Without the text: it may be a password.
+        raise argparse.ArgumentTypeError("must be USER:PASSWORD")
+    return user, password

@@ -1,0 +1,24 @@
+"""Sampling options of the command line."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from qwell.runtime.sampling_params import SamplingParams
+
+_NAMES = ("max_tokens", "temperature", "seed", "stop")
+
+
+def given_sampling(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Fields of SamplingParams that were given; the model's own defaults fill the others.
+
+    Raises:
+        RequestError: a value outside its range.
+    """
+    given = {name: getattr(arguments, name, None) for name in _NAMES}
+    given = {name: value for name, value in given.items() if value is not None}
+    if "stop" in given:
+        given["stop"] = tuple(given["stop"])
+    SamplingParams(**given)
+    return given
