@@ -1,4 +1,4 @@
-"""The one exception of this package. `runtime` lets it through as its own KernelError."""
+"""The one exception of this package; `runtime` raises its own KernelError from it."""
 
 from __future__ import annotations
 
