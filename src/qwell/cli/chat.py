@@ -106,9 +106,7 @@ class _Chat:
 
     def _full(self) -> str:
         size = self._llm.info.max_model_len
-        return (
-            f"The conversation has filled the model's context of {size} tokens: /reset starts over"
-        )
+        return f"The model's context of {size} tokens is full: /reset starts over"
 
 
 class _StopAnswer(Exception):  # noqa: N818 (no error: the user's wish, and it never leaves here)
