@@ -15,9 +15,6 @@ _TO_BYTES = {char: byte for byte, char in _TO_CHARS.items()} | dict.fromkeys(
     _SHIFTED, _OUTSIDE_LATIN_1
 )
 
-ALPHABET = tuple(chr(_TO_CHARS.get(byte, byte)) for byte in range(256))
-"""The character of each byte."""
-
 
 def to_chars(data: bytes) -> str:
     """`data` spelt in the alphabet, one character a byte."""

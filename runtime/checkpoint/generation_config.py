@@ -36,9 +36,7 @@ class GenerationDefaults:
     min_p: float | None = None
 
 
-def load_generation_defaults(
-    folder: Path, tokenizer: Tokenizer | None = None
-) -> GenerationDefaults:
+def load_generation_defaults(folder: Path, tokenizer: Tokenizer | None) -> GenerationDefaults:
     """Read generation_config.json and the eos ids of config.json; either may be missing.
 
     Args:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from qwell.runtime.byte_level import ALPHABET, to_chars
+from qwell.runtime.byte_level import to_chars
 
 # Tokens of several bytes, among them words, and the starts and ends of characters.
 MERGES = (
@@ -26,8 +26,8 @@ ENDOFTEXT, IM_START, IM_END, TOOL_CALL = range(256 + len(MERGES), 260 + len(MERG
 
 def tiny_backend(merges: Sequence[tuple[bytes, bytes]] = MERGES) -> Tokenizer:
     """256 bytes, `merges`, the ChatML control tokens and one added token that is not special."""
-    tokens = [*ALPHABET, *(to_chars(left + right) for left, right in merges)]
-    vocab = {token: token_id for token_id, token in enumerate(tokens)}
+    tokens = [*(bytes([byte]) for byte in range(256)), *(left + right for left, right in merges)]
+    vocab = {to_chars(token): token_id for token_id, token in enumerate(tokens)}
     backend = Tokenizer(models.BPE(vocab, [(to_chars(a), to_chars(b)) for a, b in merges]))
     backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
