@@ -18,7 +18,9 @@ lint: $(VENV)/.tests  ## style, types, direction of imports
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(bin)/lint-imports
-	$(bin)/mypy
+	# mypy does not follow an editable install: it gets the package as a user would.
+	$(bin)/pip install --quiet --no-deps --no-build-isolation --upgrade --target build/typed .
+	MYPYPATH=build/typed $(bin)/mypy --package qwell
 
 clean:
 	rm -rf $(VENV) build

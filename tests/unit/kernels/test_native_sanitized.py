@@ -17,6 +17,7 @@ def build(tmp_path_factory) -> Path:
     options = [
         "-DQWELL_NATIVE_TESTS=ON",
         "-DQWELL_SANITIZE=ON",
+        "-DQWELL_WERROR=ON",
         "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
     ]
     _run("cmake", "-S", str(ROOT), "-B", str(folder), *options)
