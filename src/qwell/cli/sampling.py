@@ -16,8 +16,8 @@ def given_sampling(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         RequestError: a value outside its range.
     """
-    given = {name: getattr(arguments, name, None) for name in _NAMES}
-    given = {name: value for name, value in given.items() if value is not None}
+    values = {name: getattr(arguments, name, None) for name in _NAMES}
+    given: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
     if "stop" in given:
         given["stop"] = tuple(given["stop"])
     SamplingParams(**given)
