@@ -11,6 +11,7 @@ from qwell.runtime.messages import (
     Abort,
     Accepted,
     Add,
+    EngineInfo,
     FrameReader,
     Rejected,
     StepOutputs,
@@ -27,6 +28,10 @@ class StepEngine(Protocol):
     """What the loop needs of an engine."""
 
     @property
+    def info(self) -> EngineInfo:
+        """What the server is to know of the engine."""
+
+    @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
 
@@ -41,7 +46,7 @@ class StepEngine(Protocol):
 
 
 def run(engine: StepEngine, connection: socket.socket) -> None:
-    """Serve the peer of `connection` until it closes its end.
+    """Tell the peer of `connection` that the engine is ready, and serve it until it is gone.
 
     Waits on the socket while the engine has nothing to do, and looks at it between steps
     otherwise: an abort takes effect before the next step.
@@ -51,6 +56,7 @@ def run(engine: StepEngine, connection: socket.socket) -> None:
     """
     reader = FrameReader(ToEngine)
     try:
+        connection.sendall(encode_frame(engine.info))
         while _receive(engine, connection, reader):
             if engine.has_work:
                 outputs = engine.step()

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 
 import msgspec
 
-from qwell.runtime.engine import Engine
 from qwell.runtime.engine_loop import run
 from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.errors import QwellError
@@ -30,9 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("options", help="EngineOptions as JSON")
     arguments = parser.parse_args(argv)
 
-    # Ctrl-C reaches the whole process group; the server decides when the engine ends.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _die_with_parent()
+    _live_and_die_with_parent()
+    # Takes seconds; a signal must not find the process unprepared for that long.
+    from qwell.runtime.engine import Engine
+
     connection = socket.socket(fileno=arguments.fd)
     options = msgspec.json.decode(arguments.options, type=EngineOptions)
     try:
@@ -40,13 +40,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except QwellError as error:
         connection.sendall(encode_frame(StartFailed(str(error))))
         return 1
-    connection.sendall(encode_frame(engine.info))
     run(engine, connection)
     return 0
 
 
-def _die_with_parent() -> None:
-    """Have Linux kill this process with its parent, also in the middle of a long step."""
+def _live_and_die_with_parent() -> None:
+    """Leave it to the server when this process ends.
+
+    Ctrl-C and service managers signal the whole group, but requests in flight are to finish; on
+    the other hand Linux is to kill this process with its parent, also in the middle of a step.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -59,6 +59,8 @@ async def _serve(options: ServeOptions, worker: Sequence[str]) -> None:
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signal_number, stop.set)
 
+    if options.api_key == "":
+        raise StartError("the API key is empty; anyone could guess it")
     listeners = _listen(options.host, options.port)
     _log_start(options, listeners)
     text = await asyncio.to_thread(load_text_side, Path(options.engine.model))
@@ -126,8 +128,9 @@ def _listen(host: str, port: int) -> list[socket.socket]:
 
 
 def _log_start(options: ServeOptions, listeners: Sequence[socket.socket]) -> None:
-    what = "the demo model" if options.is_demo else options.model_name
-    logger.info("qwell %s serves %s (%s)", __version__, what, options.engine.model)
+    demo = ", the demo model," if options.is_demo else ""
+    model = options.model_name
+    logger.info("qwell %s serves %s%s from %s", __version__, model, demo, options.engine.model)
     host = f"[{options.host}]" if ":" in options.host else options.host
     ids = ", ".join(listed_ids(options.served_model_names))
     logger.info("listening on http://%s:%d as %s", host, listeners[0].getsockname()[1], ids)

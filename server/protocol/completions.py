@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, cast
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -89,15 +89,11 @@ def prompts_of(request: CompletionRequest) -> Sequence[str | list[int]]:
 def _listed(prompt: str | list[str | int | list[int]]) -> Sequence[str | list[int]]:
     if isinstance(prompt, str):
         return [prompt]
-    texts = [item for item in prompt if isinstance(item, str)]
-    ids = [item for item in prompt if isinstance(item, int)]
-    lists = [item for item in prompt if isinstance(item, list)]
-    if len(ids) == len(prompt):
-        return [ids]
-    if len(texts) == len(prompt):
-        return texts
-    if len(lists) == len(prompt):
-        return lists
+    kinds = set(map(type, prompt))
+    if kinds == {int}:
+        return [cast("list[int]", prompt)]
+    if kinds in ({str}, {list}):
+        return cast("list[str] | list[list[int]]", prompt)
     raise RequestError(
         "prompt must be a string, a list of strings, a list of token ids or a list of lists of "
         "token ids, not a mixture",

@@ -375,6 +375,16 @@ def test_request_ids(server: ServerProcess) -> None:
     assert len({request_id(bad) for bad in ["", "a b", "x" * 129, "\u00e9"]}) == 4
 
 
+def test_a_request_cannot_write_lines_into_the_log(server: ServerProcess) -> None:
+    path = "/v1/models/a%0d%0aFORGED%1b[31m"
+
+    answer = requests.get(f"{server.url}{path}", timeout=PATIENCE_S)
+
+    error_of(answer, 404)
+    assert not any(line.startswith("FORGED") for line in server.log.splitlines())
+    assert "\x1b" not in server.log
+
+
 def test_served_model_names(start_server: Callable[..., ServerProcess]) -> None:
     server = start_server(served_model_names=("qwen", "team/qwen:7b"))
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:

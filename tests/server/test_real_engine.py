@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -140,6 +142,30 @@ def test_the_server_process_computes_nothing_itself(demo: ServerProcess) -> None
 
     assert "libtorch" not in maps
     assert "libtorch" in worker_maps
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_lets_requests_finish(
+    tmp_path: Path, signal_number: signal.Signals
+) -> None:
+    with ServerProcess(demo_model_dir(), tmp_path / "log", worker=REAL_WORKER) as server:
+        body = {"model": "m", "prompt": "Once", "max_tokens": 20, "ignore_eos": True}
+        answer = requests.post(
+            f"{server.url}/v1/completions",
+            json={**body, "stream": True},
+            stream=True,
+            timeout=PATIENCE_S,
+        )
+        lines = answer.iter_lines(decode_unicode=True)
+        next(lines)
+        os.killpg(server.process.pid, signal_number)
+        rest = [line for line in lines if line]
+
+        assert server.process.wait(PATIENCE_S) == 0
+
+    assert '"finish_reason":"length"' in rest[-2]
+    assert rest[-1] == "data: [DONE]"
+    assert "Traceback" not in server.log
 
 
 def test_a_client_that_leaves_makes_room_for_the_next(demo: ServerProcess) -> None:

@@ -145,6 +145,7 @@ def main() -> None:
     parser.add_argument("options")
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     connection = socket.socket(fileno=arguments.fd)
     options = msgspec.json.decode(arguments.options, type=EngineOptions)
     while arguments.load_until is not None and not arguments.load_until.exists():
@@ -155,7 +156,6 @@ def main() -> None:
     if arguments.die:
         os.kill(os.getpid(), signal.SIGKILL)
     engine = ScriptedEngine(Tokenizer.from_dir(Path(options.model)), options.max_model_len or 4096)
-    connection.sendall(encode_frame(engine.info))
     run(engine, connection)
 
 

@@ -71,7 +71,9 @@ class ServerProcess:
         # Models this small only lose by threads, most of all where tests run side by side.
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with self._log.open("wb") as stderr:
-            self.process = subprocess.Popen(self._command, stderr=stderr, env=environment)
+            self.process = subprocess.Popen(
+                self._command, stderr=stderr, env=environment, start_new_session=True
+            )
         self.url = self._wait_for_url()
         if self._ready:
             self.wait_for_health("ok")
