@@ -43,8 +43,9 @@ def serve(options: ServeOptions, *, worker: Sequence[str] = WORKER_COMMAND) -> i
     `worker` is the command of the engine process. A failure to start is one line on stderr and
     status 1.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    for name in ("qwell", "uvicorn.access"):
+        logging.getLogger(name).setLevel(logging.INFO)
     try:
         asyncio.run(_serve(options, worker))
     except QwellError as error:

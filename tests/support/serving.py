@@ -144,3 +144,18 @@ class ServerProcess:
         found = _LISTENING.search(self.log)
         assert found is not None
         return found[1]
+
+
+def error_of(answer: requests.Response, status: int) -> dict[str, Any]:
+    """The error object of an answer, once its shape has been checked."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["x-request-id"]
+    body = answer.json()
+    assert set(body) == {"error"}
+    error: dict[str, Any] = body["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert isinstance(error["message"], str)
+    assert error["message"]
+    assert error["type"] == ("invalid_request_error" if status < 500 else "server_error")
+    return error
