@@ -18,6 +18,21 @@ from typing import Protocol
 from torch import Tensor
 
 
+@dataclass(frozen=True)
+class Extent:
+    """Bounds of a step that the host knows: launches are sized without asking the device.
+
+    Attributes:
+        num_decodes: leading sequences with exactly one query; the others may have more.
+        max_query_len: most queries of a sequence.
+        max_seq_len: at least the largest of seq_lens.
+    """
+
+    num_decodes: int
+    max_query_len: int
+    max_seq_len: int
+
+
 class Embedding(Protocol):
     def __call__(self, ids: Tensor, table: Tensor) -> Tensor:
         """Rows of table [V, d] for ids [T] -> [T, d]."""
@@ -70,6 +85,7 @@ class Attention(Protocol):
         block_table: Tensor,
         cu_seqlens_q: Tensor,
         seq_lens: Tensor,
+        extent: Extent,
         scale: float,
         window: int | None = None,
     ) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qwell.kernels.ops import Extent
 from qwell.runtime.scheduler import Chunk
 
 
@@ -25,6 +26,7 @@ class Batch:
         cu_seqlens_q: [S + 1], first row of every sequence, then T.
         seq_lens: [S], cached tokens of a sequence once this step has run.
         logit_rows: [R].
+        extent: bounds of the above that the host knows.
     """
 
     input_ids: Tensor
@@ -34,6 +36,7 @@ class Batch:
     cu_seqlens_q: Tensor
     seq_lens: Tensor
     logit_rows: Tensor
+    extent: Extent
 
 
 def build_batch(
@@ -62,6 +65,7 @@ def build_batch(
             logit_rows += range(starts[-2], starts[-1])
         elif chunk.completes:
             logit_rows.append(starts[-1] - 1)
+    lengths = [chunk.end - chunk.start for chunk in chunks]
     width = max(len(chunk.sequence.blocks) for chunk in chunks)
     table = [chunk.sequence.blocks + [0] * (width - len(chunk.sequence.blocks)) for chunk in chunks]
 
@@ -76,4 +80,9 @@ def build_batch(
         cu_seqlens_q=tensor(starts),
         seq_lens=tensor([chunk.end for chunk in chunks]),
         logit_rows=tensor(logit_rows),
+        extent=Extent(
+            num_decodes=next((i for i, n in enumerate(lengths) if n > 1), len(lengths)),
+            max_query_len=max(lengths),
+            max_seq_len=max(chunk.end for chunk in chunks),
+        ),
     )

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from qwell.kernels.ops import Extent
+
 
 def attention(
     q: Tensor,
@@ -11,6 +13,7 @@ def attention(
     block_table: Tensor,
     cu_seqlens_q: Tensor,
     seq_lens: Tensor,
+    extent: Extent,  # noqa: ARG001  (sizes launches; here the tensors are asked)
     scale: float,
     window: int | None = None,
 ) -> Tensor:

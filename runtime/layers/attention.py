@@ -45,6 +45,7 @@ class Attention:
             batch.block_table,
             batch.cu_seqlens_q,
             batch.seq_lens,
+            batch.extent,
             self.scale,
             self.window,
         )

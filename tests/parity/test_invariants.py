@@ -52,9 +52,8 @@ def size_dependent_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None)
 
 def forgetful_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, *rest: Any) -> Tensor:
     """Sees the tokens of its own chunk only, as if the cached prefix were lost."""
-    block_table, cu_seqlens_q, seq_lens, scale, _ = rest
-    fresh = int(cu_seqlens_q.diff().max())
-    return attention(q, k_cache, v_cache, block_table, cu_seqlens_q, seq_lens, scale, fresh)
+    *tables, extent, scale, _ = rest
+    return attention(q, k_cache, v_cache, *tables, extent, scale, extent.max_query_len)
 
 
 def check_alone_equals_batch(folder: Path, kernels: dict[str, Any]) -> None:

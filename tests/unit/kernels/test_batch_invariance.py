@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from qwell.kernels.ops import Extent
 from qwell.kernels.registry import build_ops
 
 HEADS, KV_HEADS, HEAD_DIM, BLOCK = 6, 2, 24, 16
@@ -74,6 +75,7 @@ def test_sequences_in_rope_and_attention(dtype: torch.dtype, window: int | None)
             table[chosen],
             torch.tensor(starts, dtype=torch.int32),
             torch.tensor([LENGTHS[s] for s in chosen], dtype=torch.int32),
+            Extent(num_decodes=0, max_query_len=max(COUNTS), max_seq_len=max(LENGTHS)),
             HEAD_DIM**-0.5,
             window,
         )

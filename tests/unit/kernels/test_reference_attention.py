@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from qwell.kernels.ops import Extent
 from qwell.kernels.reference.attention import attention
 
 BLOCK_SIZE, HEAD_DIM = 4, 16
@@ -68,7 +69,8 @@ def _run(paged: Paged, q: Tensor, counts: list[int], lengths: list[int], window:
     starts = torch.tensor([0, *itertools.accumulate(counts)], dtype=torch.int32)
     caches = (paged.k_cache, paged.v_cache, paged.block_table)
     seq_lens = torch.tensor(lengths, dtype=torch.int32)
-    return attention(q, *caches, starts, seq_lens, SCALE, window)
+    extent = Extent(num_decodes=0, max_query_len=max(counts), max_seq_len=max(lengths))
+    return attention(q, *caches, starts, seq_lens, extent, SCALE, window)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
