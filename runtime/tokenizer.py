@@ -74,7 +74,8 @@ class Tokenizer:
                 f"{text[error.start]!r}"
             ) from error
         if parse_special:
-            return self._backend.encode(text, add_special_tokens=False).ids
+            # One text, but the batch call: it lets other threads run, `encode` does not.
+            return self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
         return self._encode_plain(text)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:

@@ -127,6 +127,24 @@ def test_a_reader_that_is_slow_holds_up_nobody(fresh: ServerProcess) -> None:
     assert received.count(b'"text":"x"') == 30_000
 
 
+def test_a_huge_prompt_holds_up_nobody(fresh: ServerProcess) -> None:
+    answers: list[int] = []
+
+    def post() -> None:
+        body = {"model": "m", "prompt": "abc a " * 400_000}
+        answers.append(fresh.post("/v1/completions", body).status_code)
+
+    huge = threading.Thread(target=post)
+    huge.start()
+    served = 0
+    while huge.is_alive():
+        assert fresh.complete("say:hi")["choices"][0]["text"] == "hi"
+        served += 1
+
+    assert answers == [400]
+    assert served > 10
+
+
 def test_many_at_once_get_their_own_text(fresh: ServerProcess) -> None:
     texts: dict[int, str] = {}
 
