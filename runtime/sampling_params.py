@@ -18,7 +18,8 @@ class SamplingParams:
     Attributes:
         max_tokens: most tokens to generate; 0 generates none.
         temperature: 0 is greedy; otherwise logits are divided by it.
-        top_p: keep the smallest set of tokens whose probability reaches it, in (0, 1].
+        top_p: keep the smallest set of tokens whose probability reaches it, in [0, 1];
+            0 keeps the most probable one.
         top_k: keep the k most probable tokens; 0 keeps all.
         min_p: drop tokens below min_p x the highest probability, in [0, 1].
         repetition_penalty: > 0; ids already seen are divided (logit >= 0) or multiplied by it.
@@ -45,7 +46,7 @@ class SamplingParams:
             object.__setattr__(self, "stop", (self.stop,))
         _require(self.max_tokens >= 0, "max_tokens", "at least 0", self.max_tokens)
         _require(0.0 <= self.temperature <= 2.0, "temperature", "in [0, 2]", self.temperature)
-        _require(0.0 < self.top_p <= 1.0, "top_p", "in (0, 1]", self.top_p)
+        _require(0.0 <= self.top_p <= 1.0, "top_p", "in [0, 1]", self.top_p)
         _require(self.top_k >= 0, "top_k", "at least 0 (0 keeps all)", self.top_k)
         _require(0.0 <= self.min_p <= 1.0, "min_p", "in [0, 1]", self.min_p)
         penalty = self.repetition_penalty

@@ -51,7 +51,9 @@ def _draw(row: Tensor, k: int, p: float, floor: float, u: float) -> Tensor:
     if p < 1.0:
         ordered, order = weights.sort(descending=True, stable=True)
         before = ordered.cumsum(0) - ordered
-        inside = order[before < p].sort().values
+        keep = before < p
+        keep[0] = True
+        inside = order[keep].sort().values
         kept, weights = kept[inside], weights[inside]
     if floor > 0.0:
         likely = weights >= floor * weights.max()

@@ -75,7 +75,7 @@ WRONG = [
     (COMPLETIONS, {"temperature": -0.1}, "temperature"),
     (COMPLETIONS, {"temperature": True}, "temperature"),
     (COMPLETIONS, {"temperature": "hot"}, "temperature"),
-    (COMPLETIONS, {"top_p": 0}, "top_p"),
+    (COMPLETIONS, {"top_p": -0.1}, "top_p"),
     (COMPLETIONS, {"top_p": 1.01}, "top_p"),
     (COMPLETIONS, {"top_k": -1}, "top_k"),
     (COMPLETIONS, {"min_p": 1.5}, "min_p"),

@@ -48,6 +48,7 @@ def test_temperature_zero_takes_the_first_maximum() -> None:
         ({"top_p": 0.5}, {0}),  # id 0 alone has 0.52
         ({"top_p": 0.6}, {0, 1}),
         ({"top_p": 1e-9}, {0}),
+        ({"top_p": 0.0}, {0}),
         ({"min_p": 0.3}, {0, 1, 4}),
         ({"min_p": 1.0}, {0}),
         ({"temperature": 1e-6}, {0}),
@@ -96,7 +97,7 @@ def test_the_draw_is_a_function_of_seed_and_step(seed: int, step: int) -> None:
         ({"temperature": -0.1}, "temperature"),
         ({"temperature": 2.1}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
-        ({"top_p": 0.0}, "top_p"),
+        ({"top_p": -0.1}, "top_p"),
         ({"top_p": 1.1}, "top_p"),
         ({"top_k": -1}, "top_k"),
         ({"min_p": 1.1}, "min_p"),
