@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
@@ -11,33 +9,8 @@ from torch import Tensor
 
 from qwell.kernels.checks import check_rms_norm
 from qwell.kernels.errors import KernelError
-
-MAX_WIDTH = 16384
-"""Longest row. A thread holds 64 of its elements at 8 warps; twice that spills registers."""
-
-WARP_SIZE = 64 if torch.version.hip else 32
-
-
-class LaunchSettings(NamedTuple):
-    """Block of one row (a power of two, at least its width) and the warps that share it."""
-
-    block: int
-    num_warps: int
-
-
-def launch_settings(width: int, warp_size: int = WARP_SIZE) -> LaunchSettings:
-    """Settings for rows of `width` elements; the number of rows has no say in a row's bits.
-
-    Eight elements a thread make one 128-bit access of 16-bit elements; wider rows give a thread
-    more of them before they take more warps, whose partial sums meet in shared memory.
-    Raises KernelError above MAX_WIDTH.
-    """
-    if width > MAX_WIDTH:
-        raise KernelError(
-            f"rms_norm: rows of x must have at most {MAX_WIDTH} elements, got {width}"
-        )
-    block = triton.next_power_of_2(width)
-    return LaunchSettings(block, num_warps=min(max(block // (8 * warp_size), 1), 8))
+from qwell.kernels.triton.configs.rms_norm import MAX_WIDTH, settings
+from qwell.kernels.triton.launch import arch_of
 
 
 @triton.jit
@@ -81,7 +54,11 @@ def rms_norm(
     rows above MAX_WIDTH.
     """
     rows, width = check_rms_norm(x, weight, residual)
-    settings = launch_settings(width)
+    if width > MAX_WIDTH:
+        raise KernelError(
+            f"rms_norm: rows of x must have at most {MAX_WIDTH} elements, got {width}"
+        )
+    chosen = settings(arch_of(x.device), width)
     y = torch.empty_like(x)
     s = x if residual is None else torch.empty_like(x)
     if rows > 0:
@@ -93,9 +70,9 @@ def rms_norm(
             s,
             eps,
             WIDTH=width,
-            BLOCK=settings.block,
+            BLOCK=triton.next_power_of_2(width),
             HAS_RESIDUAL=residual is not None,
-            num_warps=settings.num_warps,
+            num_warps=chosen.num_warps,
             # Only the sum of squares has anything to fuse. Said here because the default of
             # Triton 3.10 is another one, and bits should not follow an upgrade.
             enable_fp_fusion=True,

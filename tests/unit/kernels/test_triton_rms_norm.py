@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import pytest
 import torch
+import triton
 
 from qwell.kernels.errors import KernelError
-from qwell.kernels.triton.rms_norm import (
-    MAX_WIDTH,
-    launch_settings,
-    rms_norm,
-    rms_norm_kernel,
-)
+from qwell.kernels.triton.configs.rms_norm import MAX_WIDTH, settings
+from qwell.kernels.triton.rms_norm import rms_norm, rms_norm_kernel
 
 
 @pytest.fixture(scope="module")
 def compile_rms_norm(compile_for_gpu):
     def compile_one(width, dtype, has_residual):
-        settings = launch_settings(width, warp_size=32)
         return compile_for_gpu(
             rms_norm_kernel,
             arguments=[dtype] * 5 + [1e-6],
-            constants={"WIDTH": width, "BLOCK": settings.block, "HAS_RESIDUAL": has_residual},
-            options={"num_warps": settings.num_warps, "enable_fp_fusion": True},
+            constants={
+                "WIDTH": width,
+                "BLOCK": triton.next_power_of_2(width),
+                "HAS_RESIDUAL": has_residual,
+            },
+            options={"num_warps": settings("sm_90", width).num_warps, "enable_fp_fusion": True},
         )
 
     return compile_one
@@ -47,19 +47,19 @@ def test_accesses_memory_128_bits_at_a_time(dtype, has_residual, compile_rms_nor
 
 
 @pytest.mark.parametrize(
-    ("width", "warp_size", "expected"),
+    ("width", "arch", "num_warps"),
     [
-        (1, 32, (1, 1)),
-        (64, 32, (64, 1)),
-        (1000, 32, (1024, 4)),
-        (1024, 32, (1024, 4)),
-        (1024, 64, (1024, 2)),
-        (4096, 32, (4096, 8)),
-        (MAX_WIDTH, 32, (MAX_WIDTH, 8)),
+        (1, "sm_90", 1),
+        (256, "sm_90", 1),
+        (257, "sm_90", 2),
+        (1024, "sm_80", 4),
+        (1024, "gfx942", 2),
+        (4096, "gfx950", 8),
+        (MAX_WIDTH, "sm_100", 8),
     ],
 )
-def test_launch_settings(width, warp_size, expected):
-    assert launch_settings(width, warp_size) == expected
+def test_launch_settings(width, arch, num_warps):
+    assert settings(arch, width).num_warps == num_warps
 
 
 def test_refuses_rows_that_no_block_holds():

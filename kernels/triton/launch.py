@@ -1,0 +1,55 @@
+"""Which GPU a launch is for, and which row of a launch table serves it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import torch
+from triton.runtime.driver import driver
+
+from qwell.kernels.errors import KernelError
+
+ARCHS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950")
+"""Architectures that tables may have rows of their own for; others take the "default" rows."""
+
+OLDEST_CAPABILITY = (8, 0)
+"""The first NVIDIA GPUs that compute with bfloat16 and copy to shared memory asynchronously."""
+
+Row = TypeVar("Row")
+
+
+def arch_of(device: torch.device) -> str:
+    """Architecture of a GPU: "sm_90", "gfx942"; "default" for a CPU, where kernels are interpreted.
+
+    It is the one that Triton compiles for: the current device's, which is the only one that it
+    launches on.
+    """
+    if device.type == "cpu":
+        return "default"
+    target = driver.active.get_current_target()
+    return f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
+
+
+def pick(table: Mapping[str, tuple[Row, ...]], arch: str, serves: Callable[[Row], bool]) -> Row:
+    """The first row for `arch` (or "default", where a table has none) that serves.
+
+    Raises KernelError where no row does; an op that has limits refuses before it asks.
+    """
+    for row in table.get(arch, table["default"]):
+        if serves(row):
+            return row
+    raise KernelError(f"the launch table has no row for this on {arch}")
+
+
+def check_gpu(device: torch.device) -> None:
+    """Refuse GPUs that the kernels cannot run on. Raises KernelError."""
+    if torch.version.hip:
+        return
+    capability = torch.cuda.get_device_capability(device)
+    if capability < OLDEST_CAPABILITY:
+        needed, found = (".".join(map(str, c)) for c in (OLDEST_CAPABILITY, capability))
+        raise KernelError(
+            f"{torch.cuda.get_device_name(device)} has compute capability {found}; the kernels "
+            f"need {needed} (A100, RTX 30 series) or later. Use device cpu"
+        )
