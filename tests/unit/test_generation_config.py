@@ -85,7 +85,7 @@ def test_the_first_generation_stops_at_a_turn_of_its_own(tmp_path: Path) -> None
         ({"temperature": "hot"}, "temperature must be a number, got 'hot'"),
         ({"temperature": True}, "temperature must be a number, got True"),
         ({"temperature": -1}, r"temperature must be in \[0, 2\], got -1"),
-        ({"top_p": 0.0}, "top_p must be in"),
+        ({"top_p": -0.1}, "top_p must be in"),
         ({"top_p": float("nan")}, "top_p must be in"),
         ({"top_k": 20.0}, r"top_k must be an integer, got 20\.0"),
         ({"top_k": -1}, "top_k must be at least 0"),
