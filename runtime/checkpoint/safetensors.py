@@ -65,6 +65,9 @@ class SafetensorsFile:
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path} cannot be mapped: {error}") from error
         self.tensors = _parse_header(self._map, path)
+        if hasattr(mmap, "MADV_WILLNEED"):
+            # Read ahead from disk while the model is built: the first step touches it all.
+            self._map.madvise(mmap.MADV_WILLNEED)
 
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor as a view of the mapping: no copy, its pages are read when touched."""
