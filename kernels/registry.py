@@ -46,7 +46,7 @@ _CANDIDATES: dict[str, tuple[Candidate, ...]] = {
     "rope": (_REFERENCE,),
     "attention": (_REFERENCE,),
     "silu_mul": (_REFERENCE,),
-    "sample": (_REFERENCE,),
+    "sample": (_TRITON, _REFERENCE),
 }
 
 

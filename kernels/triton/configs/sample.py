@@ -1,0 +1,28 @@
+"""Launch settings of sample."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from qwell.kernels.triton.launch import pick
+
+
+class Settings(NamedTuple):
+    """A program reads its row `block` logits at a time with `num_warps` warps.
+
+    Up to `capacity` candidates of a row are copied aside; a row with more is read again instead.
+    """
+
+    block: int
+    num_warps: int
+    capacity: int
+
+
+# A program has an SM to itself until the batch is as large as the GPU: 16 elements a thread keep
+# 32 KiB of loads in flight, about what memory needs. With 32 warps as many elements spill.
+ROWS = {"default": (Settings(block=8192, num_warps=16, capacity=16384),)}
+
+
+def settings(arch: str) -> Settings:
+    """Settings for any vocabulary; neither these nor the batch have a say in what is drawn."""
+    return pick(ROWS, arch, lambda _: True)

@@ -1,0 +1,284 @@
+"""sample for GPUs: one program a row, thresholds by bisection instead of a sort.
+
+Probabilities are integers, 2^40 for the most likely id of a row. Sums of integers do not depend
+on their order: what is drawn depends neither on block sizes nor on the GPU's number of threads.
+Below 2^-40 of the most likely id, an id is never drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from qwell.kernels.checks import check_tensor
+from qwell.kernels.errors import KernelError
+from qwell.kernels.triton.configs.sample import settings
+from qwell.kernels.triton.launch import arch_of
+from qwell.kernels.triton.select import (
+    PAD,
+    column_maxima,
+    gather_at_least,
+    kth_largest,
+    load_block,
+    nth_equal,
+    order_of,
+    upper_middle,
+    value_of,
+)
+
+WHOLE = tl.constexpr(2.0**40)
+LOG2_E = tl.constexpr(1.4426950408889634)
+# Temperatures below 1e-30 act as 1e-30: their inverse is no fp32, and only the maximum is left.
+COLDEST = tl.constexpr(1e-30)
+
+
+@triton.jit
+def mass_of(b_x, x_max, scale):
+    """exp2((x - x_max) * scale) in units of 2^-40, as int64."""
+    return (tl.exp2((b_x - x_max) * scale) * WHOLE).to(tl.int64)
+
+
+@triton.jit
+def amount(x_ptr, size, floor, x_max, scale, OF_MASS: tl.constexpr, BLOCK: tl.constexpr):
+    """Mass, or number, of the values from `floor` up; int64."""
+    b_sum = tl.zeros([BLOCK], tl.int64)
+    for start in range(0, size, BLOCK):
+        o_x, b_x = load_block(x_ptr, start, size, BLOCK)
+        b_amount = mass_of(b_x, x_max, scale) if OF_MASS else tl.full([BLOCK], 1, tl.int64)
+        b_sum += tl.where((b_x >= floor) & (o_x < size), b_amount, 0)
+    return tl.sum(b_sum)
+
+
+@triton.jit
+def highest_floor(
+    x_ptr, size, floor, limit, x_max, scale, OF_MASS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The highest value, at least `floor`, from which up the amount still reaches `limit`."""
+    low = order_of(floor)
+    high = order_of(x_max)
+    while low < high:
+        middle = upper_middle(low, high)
+        enough = amount(x_ptr, size, value_of(middle), x_max, scale, OF_MASS, BLOCK) >= limit
+        low = tl.where(enough, middle, low)
+        high = tl.where(enough, high, middle - 1)
+    return value_of(low)
+
+
+@triton.jit
+def kept_mass(x_ptr, start, size, x_max, scale, floor, last_tie, least_mass, BLOCK: tl.constexpr):
+    """Mass of a block's values that are above `floor`, or equal to it up to offset last_tie."""
+    o_x, b_x = load_block(x_ptr, start, size, BLOCK)
+    b_mass = mass_of(b_x, x_max, scale)
+    m_kept = (b_x > floor) | ((b_x == floor) & (o_x <= last_tie))
+    return tl.where(m_kept & (b_mass >= least_mass), b_mass, 0)
+
+
+@triton.jit
+def draw(x_ptr, size, x_max, scale, floor, last_tie, least_mass, uniform, BLOCK: tl.constexpr):
+    """Offset where the running sum of the kept mass passes `uniform` of its total."""
+    b_total = tl.zeros([BLOCK], tl.int64)
+    for start in range(0, size, BLOCK):
+        b_total += kept_mass(x_ptr, start, size, x_max, scale, floor, last_tie, least_mass, BLOCK)
+    total = tl.sum(b_total)
+    target = tl.minimum((uniform * total.to(tl.float64)).to(tl.int64), total - 1)
+
+    before = tl.full([], 0, tl.int64)
+    place = tl.full([], 0, tl.int32)
+    b_mass = kept_mass(x_ptr, place, size, x_max, scale, floor, last_tie, least_mass, BLOCK)
+    inside = tl.sum(b_mass)
+    while (before + inside <= target) & (place + BLOCK < size):
+        before += inside
+        place += BLOCK
+        b_mass = kept_mass(x_ptr, place, size, x_max, scale, floor, last_tie, least_mass, BLOCK)
+        inside = tl.sum(b_mass)
+    passed = before + tl.cumsum(b_mass) <= target
+    return tl.minimum(place + tl.sum(passed.to(tl.int32)), size - 1)
+
+
+@triton.jit
+def penalise_kernel(
+    logits_ptr,
+    penalised_ptr,
+    penalty_ptr,
+    seen_ptr,
+    cu_seen_ptr,
+    V: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Rewrite the seen ids of row program_id; an id that is listed twice is rewritten alike."""
+    i_row = tl.program_id(0)
+    start = i_row.to(tl.int64) * V
+    penalty = tl.load(penalty_ptr + i_row).to(tl.float32)
+    first = tl.load(cu_seen_ptr + i_row)
+    last = tl.load(cu_seen_ptr + i_row + 1)
+    for o_first in range(first, last, BLOCK):
+        o_seen = o_first + tl.arange(0, BLOCK)
+        m_seen = o_seen < last
+        b_id = tl.load(seen_ptr + o_seen, mask=m_seen, other=0)
+        b_x = tl.load(logits_ptr + start + b_id, mask=m_seen, other=0.0)
+        b_penalised = tl.where(b_x >= 0, tl.div_rn(b_x, penalty), b_x * penalty)
+        tl.store(penalised_ptr + start + b_id, b_penalised, mask=m_seen)
+
+
+@triton.jit
+def sample_kernel(
+    logits_ptr,
+    temperature_ptr,
+    top_k_ptr,
+    top_p_ptr,
+    min_p_ptr,
+    uniform_ptr,
+    value_ptr,
+    id_ptr,
+    next_id_ptr,
+    V: tl.constexpr,
+    CAPACITY: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Next id of row program_id; see kernels/ops.py for the order of the steps."""
+    i_row = tl.program_id(0)
+    x_ptr = logits_ptr + i_row.to(tl.int64) * V
+    value_ptr += i_row.to(tl.int64) * CAPACITY
+    id_ptr += i_row.to(tl.int64) * CAPACITY
+    temperature = tl.load(temperature_ptr + i_row).to(tl.float64)
+
+    b_top = column_maxima(x_ptr, V, BLOCK)
+    x_max = tl.max(b_top)
+    if temperature == 0.0:
+        next_id = nth_equal(x_ptr, V, x_max, 0, BLOCK)
+    else:
+        top_k = tl.load(top_k_ptr + i_row)
+        top_p = tl.load(top_p_ptr + i_row).to(tl.float64)
+        scale = (1.0 / tl.maximum(temperature, COLDEST) * LOG2_E).to(tl.float32)
+        x_max = tl.where(x_max == 0.0, 0.0, x_max)  # not -0.0, which the order puts below 0.0
+        has_top_k = (top_k > 0) & (top_k < V)
+        floor = tl.full([], float("-inf"), tl.float32)
+        total = tl.full([], 0, tl.int64)  # mass that top-p is a part of
+        size = tl.full([], V, tl.int32)
+        narrowed = size < 0
+
+        # Most ids cannot be among those kept. The others are copied aside, where the passes of
+        # the bisections are short.
+        if has_top_k | (top_p < 1.0):
+            if has_top_k:
+                if top_k <= BLOCK:
+                    floor = kth_largest(b_top, top_k)
+            else:
+                # Ids below (1 - top_p) / V of the total cannot add up to what top-p leaves out.
+                # Half of that, as the logarithm is rounded.
+                total = amount(x_ptr, V, floor, x_max, scale, True, BLOCK)
+                share = (1.0 - top_p) * total.to(tl.float64) / (2.0 * V * WHOLE)
+                floor = x_max + tl.log2(share.to(tl.float32)) / scale
+            count = gather_at_least(x_ptr, V, floor, value_ptr, id_ptr, CAPACITY, BLOCK)
+            narrowed = (count > 0) & (count <= CAPACITY)  # none: a row of NaN
+            x_ptr = tl.where(narrowed, value_ptr, x_ptr)
+            size = tl.where(narrowed, tl.cdiv(count, PAD) * PAD, size)
+
+        if has_top_k:
+            floor = highest_floor(x_ptr, size, floor, top_k, x_max, scale, False, BLOCK)
+            total = amount(x_ptr, size, floor, x_max, scale, True, BLOCK)
+        last_tie = size
+        if top_p < 1.0:
+            limit = tl.maximum(tl.ceil(top_p * total.to(tl.float64)).to(tl.int64), 1)
+            floor = highest_floor(x_ptr, size, floor, limit, x_max, scale, True, BLOCK)
+            next_value = value_of(order_of(floor) + 1)
+            above = amount(x_ptr, size, next_value, x_max, scale, True, BLOCK)
+            # Of equal values the first ones are kept, as many as it takes to reach the limit.
+            tie = tl.maximum(mass_of(floor, x_max, scale), 1)
+            rank = tl.maximum((limit - above - 1) // tie, 0).to(tl.int32)
+            last_tie = nth_equal(x_ptr, size, floor, rank, BLOCK)
+
+        min_p = tl.load(min_p_ptr + i_row).to(tl.float64)
+        least_mass = tl.ceil(min_p * WHOLE).to(tl.int64)
+        uniform = tl.load(uniform_ptr + i_row).to(tl.float64)
+        next_id = draw(x_ptr, size, x_max, scale, floor, last_tie, least_mass, uniform, BLOCK)
+        if narrowed:
+            next_id = tl.load(id_ptr + next_id)
+    tl.store(next_id_ptr + i_row, next_id)
+
+
+def sample(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    repetition_penalty: Tensor,
+    seen_ids: Tensor,
+    cu_seen: Tensor,
+    uniform: Tensor,
+) -> Tensor:
+    """Next ids [S] (int32) from fp32 logits [S, V]; the order of steps is the op's contract.
+
+    Every id returned is in [0, V), whatever the logits. Draws differ from exact arithmetic only
+    where `uniform` or top_p falls within rounding (some 2^-20 of the total) of a bound.
+    Raises KernelError for logits or parameters of another shape or dtype.
+    """
+    rows, vocabulary = _check(
+        logits,
+        {
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
+            "uniform": uniform,
+        },
+    )
+    chosen = settings(arch_of(logits.device))
+    next_ids = torch.empty(rows, dtype=torch.int32, device=logits.device)
+    if rows == 0:
+        return next_ids
+    x = logits
+    if seen_ids.shape[0] > 0:
+        x = logits.clone()
+        penalise_kernel[(rows,)](
+            logits,
+            x,
+            repetition_penalty,
+            seen_ids,
+            cu_seen,
+            V=vocabulary,
+            BLOCK=1024,
+            num_warps=4,
+            enable_fp_fusion=True,
+        )
+    candidates = torch.empty(rows, chosen.capacity, dtype=torch.float32, device=logits.device)
+    sample_kernel[(rows,)](
+        x,
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+        uniform,
+        candidates,
+        torch.empty_like(candidates, dtype=torch.int32),
+        next_ids,
+        V=vocabulary,
+        CAPACITY=chosen.capacity,
+        BLOCK=chosen.block,
+        num_warps=chosen.num_warps,
+        enable_fp_fusion=True,
+    )
+    return next_ids
+
+
+def _check(logits: Tensor, parameters: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Check what a kernel would read wrongly and return (S, V)."""
+    if logits.dim() != 2 or logits.shape[1] == 0 or logits.dtype != torch.float32:
+        raise KernelError(
+            "sample: logits must be torch.float32 of shape [S, V >= 1], "
+            f"got {logits.dtype} of {tuple(logits.shape)}"
+        )
+    rows, vocabulary = logits.shape
+    check_tensor("sample", "logits", logits, logits, (rows, vocabulary))
+    for name, values in parameters.items():
+        if values.shape != (rows,):
+            raise KernelError(
+                f"sample: {name} must have shape ({rows},), got {tuple(values.shape)}"
+            )
+    return rows, vocabulary
