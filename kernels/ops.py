@@ -125,6 +125,19 @@ class Sample(Protocol):
         """
 
 
+MAX_TOP_LOGPROBS = 20
+"""Most ids that logprobs names for a row: what the OpenAI API allows."""
+
+
+class Logprobs(Protocol):
+    def __call__(self, logits: Tensor, ids: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
+        """log_softmax of fp32 logits [S, V] -> (of ids [S], top ids [S, top], theirs [S, top]).
+
+        0 <= top <= min(V, MAX_TOP_LOGPROBS). The most likely id comes first, of equally likely
+        ones the lower; ids are int32, log-probabilities fp32.
+        """
+
+
 @dataclass(frozen=True)
 class Ops:
     """One implementation of every op, chosen when a model is built."""
@@ -136,6 +149,7 @@ class Ops:
     attention: Attention
     silu_mul: SiluMul
     sample: Sample
+    logprobs: Logprobs
 
 
 OP_NAMES = tuple(field.name for field in fields(Ops))

@@ -47,6 +47,7 @@ _CANDIDATES: dict[str, tuple[Candidate, ...]] = {
     "attention": (_REFERENCE,),
     "silu_mul": (_REFERENCE,),
     "sample": (_TRITON, _REFERENCE),
+    "logprobs": (_TRITON, _REFERENCE),
 }
 
 
