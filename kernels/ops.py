@@ -5,7 +5,9 @@ Hkv key/value heads, D head_dim, I MLP width, V vocabulary rows, N and K matrix 
 P positions. Activations are [T, features] in the model dtype; indices are int32.
 
 Paged cache, one pair of tensors a layer: k_cache, v_cache [num_blocks, Hkv, block_size, D].
-Token t of a step is written to slot_mapping[t] = block * block_size + offset.
+Token t of a step is written to slot_mapping[t] = block * block_size + offset, or nowhere if
+that is -1. A sequence with seq_lens 0 has no keys: its rows are zero. Captured steps are padded
+with such tokens and sequences.
 Sequence s owns query rows cu_seqlens_q[s] .. cu_seqlens_q[s + 1] and, when its queries run,
 seq_lens[s] cached tokens, the new ones included, found through block_table[s].
 """
@@ -16,6 +18,8 @@ from dataclasses import dataclass, fields
 from typing import Protocol
 
 from torch import Tensor
+
+from qwell.kernels.weights import Weight
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,12 @@ class RmsNorm(Protocol):
 
 
 class Linear(Protocol):
-    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x [T, K] times weight [N, K] transposed, plus bias [N] -> [T, N]; fp32 accumulation."""
+    def __call__(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+        """x [T, K] times weight [N, K] transposed, plus bias [N] -> [T, N]; fp32 accumulation.
+
+        A weight that is not a Tensor of the model dtype is in a format of kernels/weights.py
+        and means its exact values; activations are not quantised.
+        """
 
 
 class Rope(Protocol):
