@@ -10,6 +10,7 @@ from torch import Tensor
 
 from qwell.kernels.ops import Extent
 from qwell.runtime.scheduler import Chunk
+from qwell.runtime.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -67,22 +68,25 @@ def build_batch(
             logit_rows.append(starts[-1] - 1)
     lengths = [chunk.end - chunk.start for chunk in chunks]
     width = max(len(chunk.sequence.blocks) for chunk in chunks)
-    table = [chunk.sequence.blocks + [0] * (width - len(chunk.sequence.blocks)) for chunk in chunks]
-
-    def tensor(values: Sequence[object]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int32, device=device)
-
+    table: list[int] = []
+    for chunk in chunks:
+        blocks = chunk.sequence.blocks
+        table += blocks + [0] * (width - len(blocks))
+    seq_lens = [chunk.end for chunk in chunks]
+    columns = to_device(
+        (input_ids, positions, slots, table, starts, seq_lens, logit_rows), torch.int32, device
+    )
     return Batch(
-        input_ids=tensor(input_ids),
-        positions=tensor(positions),
-        slot_mapping=tensor(slots),
-        block_table=tensor(table),
-        cu_seqlens_q=tensor(starts),
-        seq_lens=tensor([chunk.end for chunk in chunks]),
-        logit_rows=tensor(logit_rows),
+        input_ids=columns[0],
+        positions=columns[1],
+        slot_mapping=columns[2],
+        block_table=columns[3].view(len(chunks), width),
+        cu_seqlens_q=columns[4],
+        seq_lens=columns[5],
+        logit_rows=columns[6],
         extent=Extent(
             num_decodes=next((i for i, n in enumerate(lengths) if n > 1), len(lengths)),
             max_query_len=max(lengths),
-            max_seq_len=max(chunk.end for chunk in chunks),
+            max_seq_len=max(seq_lens),
         ),
     )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from qwell.runtime.batch import build_batch
+from qwell.runtime.decode_graphs import DecodeGraphs, bucket_sizes, cuda_capture
 from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.errors import RequestError
 from qwell.runtime.kv_cache import BLOCK_SIZE, BlockPool, blocks_for
@@ -34,6 +35,7 @@ class Engine:
             max_batch_tokens=options.max_batch_tokens,
             max_num_seqs=options.max_num_seqs,
         )
+        self._graphs = None if options.eager else _capture_decodes(model, options.max_num_seqs)
         self._sequences: dict[str, Sequence] = {}
         # Requests for no tokens at all: done, but reported by a step like every other.
         self._done: list[TokenOutput] = []
@@ -112,7 +114,10 @@ class Engine:
         if not chunks:
             return outputs
         batch = build_batch(chunks, BLOCK_SIZE, self._model.device)
-        logits = self._model.decoder.forward(batch, self._model.cache)
+        if self._graphs is not None and self._graphs.serves(batch):
+            logits = self._graphs.run(batch)
+        else:
+            logits = self._model.decoder.forward(batch, self._model.cache)
         self._scheduler.computed(chunks)
         sampled = [chunk.sequence for chunk in chunks if chunk.completes]
         if sampled:
@@ -177,3 +182,18 @@ class Engine:
                 param="max_tokens" if len(prompt_ids) < limit else "prompt",
                 code="context_length_exceeded",
             )
+
+
+@torch.inference_mode()
+def _capture_decodes(model: LoadedModel, max_num_seqs: int) -> DecodeGraphs | None:
+    """Decode steps to replay, on devices that can capture them."""
+    if model.device.type != "cuda":
+        return None
+    return DecodeGraphs(
+        model.decoder,
+        model.cache,
+        sizes=bucket_sizes(max_num_seqs),
+        max_model_len=model.max_model_len,
+        device=model.device,
+        capture=cuda_capture(),
+    )

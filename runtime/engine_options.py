@@ -21,6 +21,9 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
         max_model_len: most tokens of one sequence, prompt and completion together; None is
             what the checkpoint was trained for, as far as the cache holds it.
         kv_cache_tokens: size of the KV cache pool in tokens; None sizes it from memory.
+        gpu_memory_utilization: share of a GPU's memory that weights, steps and cache may take
+            together, in (0, 1].
+        eager: run every step op by op; on GPUs decode steps are captured and replayed otherwise.
         max_batch_tokens: most tokens that one step computes; longer prompts run in chunks.
         max_num_seqs: most sequences that run at once; others wait.
         eos_token_ids: ids that end a completion (the engine knows tokens, not text).
@@ -31,6 +34,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     dtype: DType = "auto"
     max_model_len: int | None = None
     kv_cache_tokens: int | None = None
+    gpu_memory_utilization: float = 0.9
+    eager: bool = False
     max_batch_tokens: int = 512
     max_num_seqs: int = 64
     eos_token_ids: tuple[int, ...] = ()

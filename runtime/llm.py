@@ -38,8 +38,8 @@ class LLM:
 
     Args:
         model: folder or id of a checkpoint; None is the demo model.
-        device, dtype, max_model_len, kv_cache_tokens, max_batch_tokens, max_num_seqs:
-            see `EngineOptions`.
+        device, dtype, max_model_len, kv_cache_tokens, gpu_memory_utilization, eager,
+            max_batch_tokens, max_num_seqs: see `EngineOptions`.
         kernels: implementations of single ops that replace the chosen ones, by op name.
 
     Raises:
@@ -54,6 +54,8 @@ class LLM:
         dtype: DType = "auto",
         max_model_len: int | None = None,
         kv_cache_tokens: int | None = None,
+        gpu_memory_utilization: float = 0.9,
+        eager: bool = False,
         max_batch_tokens: int = 512,
         max_num_seqs: int = 64,
         kernels: Mapping[str, Callable[..., Any]] | None = None,
@@ -72,6 +74,8 @@ class LLM:
             dtype=dtype,
             max_model_len=max_model_len,
             kv_cache_tokens=kv_cache_tokens,
+            gpu_memory_utilization=gpu_memory_utilization,
+            eager=eager,
             max_batch_tokens=max_batch_tokens,
             max_num_seqs=max_num_seqs,
             eos_token_ids=self.defaults.eos_token_ids,

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from qwell.kernels.errors import KernelError
 from qwell.kernels.registry import build_ops, describe
+from qwell.runtime.batch import build_batch
 from qwell.runtime.checkpoint.config import ModelConfig
 from qwell.runtime.checkpoint.shards import Shards
 from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.errors import EngineStartError, UnsupportedModelError
 from qwell.runtime.kv_cache import BLOCK_SIZE, KVCache, allocate, blocks_for, bytes_per_token
-from qwell.runtime.memory import cache_budget
+from qwell.runtime.memory import gpu_cache_budget, host_cache_budget
 from qwell.runtime.models.dense import DenseDecoder, load_dense
 from qwell.runtime.models.registry import read_model_config
+from qwell.runtime.sampling_params import SamplingParams
+from qwell.runtime.scheduler import Chunk, Sequence
 
 log = logging.getLogger(__name__)
 
@@ -57,15 +62,24 @@ def load_model(
             f"max_model_len {wanted} is more than the {config.max_position} tokens that "
             f"{folder} supports ({config.max_position_reason})"
         )
+    if not 0.0 < options.gpu_memory_utilization <= 1.0:
+        raise EngineStartError(
+            f"gpu_memory_utilization is {options.gpu_memory_utilization}; it must be in (0, 1]"
+        )
     device = pick_device(options.device)
     dtype = pick_dtype(options.dtype, config.dtype, device)
     try:
+        if device.type == "cuda":
+            # Imported here: Triton takes a second that a start on a CPU need not spend.
+            from qwell.kernels.triton.launch import check_gpu
+
+            check_gpu(device)
         ops = build_ops(device, dtype, kernels)
     except KernelError as error:
         raise EngineStartError(str(error)) from error
     with torch.inference_mode():
         decoder = load_dense(Shards(folder), family.names, config, ops, wanted, dtype, device)
-        num_blocks = _pool_blocks(options, config, wanted, dtype, device)
+        num_blocks = _pool_blocks(options, decoder, wanted, dtype, device)
         cache = allocate(config, num_blocks, dtype, device)
     max_model_len = min(wanted, num_blocks * BLOCK_SIZE)
     log.info("%s: %s on %s in %s", folder, config.architecture, device, _name(dtype))
@@ -110,7 +124,7 @@ def pick_dtype(wanted: str, stored: str, device: torch.device) -> torch.dtype:
 
 def _pool_blocks(
     options: EngineOptions,
-    config: ModelConfig,
+    decoder: DenseDecoder,
     max_model_len: int,
     dtype: torch.dtype,
     device: torch.device,
@@ -119,7 +133,12 @@ def _pool_blocks(
     if options.kv_cache_tokens is not None:
         tokens = options.kv_cache_tokens
     else:
-        fitting = cache_budget(device) // bytes_per_token(config, dtype)
+        if device.type == "cuda":
+            step = partial(largest_step, options, decoder, dtype, device)
+            budget = gpu_cache_budget(device, options.gpu_memory_utilization, step)
+        else:
+            budget = host_cache_budget()
+        fitting = budget // bytes_per_token(decoder.config, dtype)
         tokens = min(options.max_num_seqs * max_model_len, fitting)
     least = min(MIN_CACHE_TOKENS, max_model_len)
     if options.max_model_len is not None:
@@ -130,6 +149,22 @@ def _pool_blocks(
             "free memory, raise kv_cache_tokens or lower max_model_len"
         )
     return blocks_for(tokens)
+
+
+def largest_step(
+    options: EngineOptions, decoder: DenseDecoder, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Run the step that takes most memory, over a cache of its own; its logits [R, V].
+
+    It has max_batch_tokens tokens and as many rows of logits as sequences may run.
+    """
+    length = min(options.max_batch_tokens, len(decoder.cos_sin))
+    cache = allocate(decoder.config, blocks_for(length), dtype, device)
+    blocks = list(range(blocks_for(length)))
+    sequence = Sequence("", [0] * length, length, SamplingParams(), seed=0, blocks=blocks)
+    batch = build_batch([Chunk(sequence, 0, length)], BLOCK_SIZE, device, all_logits=True)
+    rows = min(options.max_num_seqs, length)
+    return decoder.forward(replace(batch, logit_rows=batch.logit_rows[:rows]), cache)
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-# What other programs and activations may still need: on CPUs memory is shared with everybody,
-# on GPUs with the step's own activations.
+log = logging.getLogger(__name__)
+
+# Main memory is shared with every other program on the machine.
 CPU_SHARE = 0.25
-GPU_SHARE = 0.85
 
 
-def cache_budget(device: torch.device) -> int:
-    """Bytes that the KV cache may take on `device`, once the weights are loaded."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free * GPU_SHARE)
+def host_cache_budget() -> int:
+    """Bytes of main memory that the KV cache may take, once the weights are loaded."""
     return int(_free_host_bytes() * CPU_SHARE)
+
+
+def gpu_cache_budget(device: torch.device, utilization: float, step: Callable[[], object]) -> int:
+    """Bytes of a GPU that the KV cache may take, once the weights are loaded.
+
+    Args:
+        device: the GPU.
+        utilization: share of its memory that this process may take in all.
+        step: runs the largest step there is; what it takes at its peak stays free.
+    """
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    step()
+    torch.cuda.synchronize(device)
+    peak = torch.cuda.max_memory_allocated(device) - before
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(device)
+    log.info("the largest step takes %.2f GiB beside weights and cache", peak / 2**30)
+    return max(0, int(total * utilization) - (total - free) - peak)
 
 
 def _free_host_bytes() -> int:

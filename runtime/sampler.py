@@ -10,6 +10,7 @@ from torch import Tensor
 
 from qwell.kernels.ops import Ops
 from qwell.runtime.scheduler import Sequence
+from qwell.runtime.transfer import to_device
 
 
 def sample_next(ops: Ops, logits: Tensor, sequences: SequenceOf[Sequence]) -> list[int]:
@@ -26,19 +27,31 @@ def sample_next(ops: Ops, logits: Tensor, sequences: SequenceOf[Sequence]) -> li
             seen += sorted(set(sequence.token_ids))
         cu_seen.append(len(seen))
 
-    def tensor(values: SequenceOf[float], dtype: torch.dtype) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=logits.device)
-
+    draws = [uniform(sequence.seed, sequence.num_generated) for sequence in sequences]
+    temperature, top_p, min_p, penalty, draw = to_device(
+        (
+            [p.temperature for p in params],
+            [p.top_p for p in params],
+            [p.min_p for p in params],
+            [p.repetition_penalty for p in params],
+            draws,
+        ),
+        torch.float64,
+        logits.device,
+    )
+    top_k, seen_ids, cu_seen_ids = to_device(
+        ([p.top_k for p in params], seen, cu_seen), torch.int32, logits.device
+    )
     ids = ops.sample(
         logits,
-        temperature=tensor([p.temperature for p in params], torch.float64),
-        top_k=tensor([p.top_k for p in params], torch.int32),
-        top_p=tensor([p.top_p for p in params], torch.float64),
-        min_p=tensor([p.min_p for p in params], torch.float64),
-        repetition_penalty=tensor([p.repetition_penalty for p in params], torch.float64),
-        seen_ids=tensor(seen, torch.int32),
-        cu_seen=tensor(cu_seen, torch.int32),
-        uniform=tensor([uniform(s.seed, s.num_generated) for s in sequences], torch.float64),
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=penalty,
+        seen_ids=seen_ids,
+        cu_seen=cu_seen_ids,
+        uniform=draw,
     )
     return [int(i) for i in ids.tolist()]
 

@@ -23,6 +23,9 @@ def attention(
     starts, lengths = cu_seqlens_q.tolist(), seq_lens.tolist()
     for s, length in enumerate(lengths):
         rows = slice(starts[s], starts[s + 1])
+        if length == 0:
+            out[rows] = 0
+            continue
         blocks = block_table[s, : -(-length // block_size)]
         k, v = (
             cache[blocks].transpose(0, 1).reshape(num_kv_heads, -1, head_dim)[:, :length].float()

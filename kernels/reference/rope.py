@@ -28,10 +28,11 @@ def rope(
         k, _ = rms_norm(k, k_norm, eps)
 
     cos, sin = cos_sin[positions].unsqueeze(1).chunk(2, dim=-1)
-    slots = slot_mapping.long()
+    kept = (slot_mapping >= 0).nonzero().squeeze(1)
+    slots = slot_mapping[kept].long()
     block, offset = slots // block_size, slots % block_size
-    k_cache[block, :, offset] = _rotate(k, cos, sin)
-    v_cache[block, :, offset] = v
+    k_cache[block, :, offset] = _rotate(k, cos, sin)[kept]
+    v_cache[block, :, offset] = v[kept]
     return _rotate(q, cos, sin)
 
 

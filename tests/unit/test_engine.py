@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from qwell.kernels.ops import OP_NAMES
 from qwell.runtime.engine import Engine
 from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.errors import EngineStartError, RequestError, UnsupportedModelError
+from qwell.runtime.loader import largest_step, load_model
 from qwell.runtime.messages import TokenOutput
 from qwell.runtime.sampling_params import SamplingParams
 
@@ -131,6 +133,28 @@ def test_a_cache_that_is_too_small_is_refused(folder: Path) -> None:
 def test_a_small_cache_shortens_the_context(tmp_path: Path) -> None:
     make_checkpoint(tmp_path, max_position_embeddings=4096)
     assert start_engine(tmp_path, kv_cache_tokens=512).info.max_model_len == 512
+
+
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.01, float("nan")])
+def test_a_share_of_gpu_memory_that_is_none_is_refused(folder: Path, share: float) -> None:
+    with pytest.raises(EngineStartError, match=r"gpu_memory_utilization .* in \(0, 1\]"):
+        start_engine(folder, gpu_memory_utilization=share)
+
+
+@torch.inference_mode()
+def test_the_largest_step_has_all_tokens_and_all_rows_of_logits(folder: Path) -> None:
+    options = EngineOptions(model=str(folder), device="cpu", max_batch_tokens=200, max_num_seqs=7)
+    decoder = load_model(options).decoder
+    seen: list[int] = []
+
+    def linear(x: torch.Tensor, *rest: Any) -> torch.Tensor:
+        seen.append(len(x))
+        return decoder.ops.linear(x, *rest)
+
+    watched = replace(decoder, ops=replace(decoder.ops, linear=linear))
+    logits = largest_step(options, watched, torch.float32, torch.device("cpu"))
+    assert logits.shape == (7, 199)
+    assert seen == [200] * (len(seen) - 1) + [7]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

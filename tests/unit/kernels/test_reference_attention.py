@@ -124,3 +124,13 @@ def test_chunks_of_a_prompt_give_what_the_whole_gives(window, assert_within):
         for count, end in zip(chunks, ends, strict=True)
     ]
     assert_within(torch.cat(parts), whole, 64 * torch.finfo(torch.float32).eps)
+
+
+def test_a_padded_sequence_gives_zeros_and_changes_nothing():
+    paged = _paged([9, 6], 2, torch.float32, seed=5)
+    q = torch.randn(3, 4, HEAD_DIM, generator=torch.Generator().manual_seed(6))
+    alone = _run(paged, q[:2], [1, 1], [9, 6], None)
+    paged.block_table = torch.cat((paged.block_table, torch.zeros_like(paged.block_table[:1])))
+    padded = _run(paged, q, [1, 1, 1], [9, 6, 0], None)
+    assert torch.equal(padded[:2], alone)
+    assert torch.equal(padded[2], torch.zeros(4 * HEAD_DIM))

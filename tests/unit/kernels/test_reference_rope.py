@@ -111,3 +111,11 @@ def test_other_slots_of_the_cache_stay_untouched(result):
     for cache in result[1:]:
         for slot in others:
             assert cache[slot // BLOCK_SIZE, :, slot % BLOCK_SIZE].isnan().all()
+
+
+def test_a_padding_token_is_written_nowhere(qkv, norms, dtype):
+    caches = torch.full((2, NUM_BLOCKS, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM), torch.nan, dtype=dtype)
+    slots = torch.full((len(SLOTS),), -1, dtype=torch.int32)
+    positions = torch.zeros(len(SLOTS), dtype=torch.int32)
+    rope(qkv, positions, torch.ones(1, HEAD_DIM), *norms, EPS, *caches, slots)
+    assert caches.isnan().all()
