@@ -44,12 +44,12 @@ def mass_of(b_x, x_max, scale):
 
 @triton.jit
 def amount(x_ptr, size, floor, x_max, scale, OF_MASS: tl.constexpr, BLOCK: tl.constexpr):
-    """Mass, or number, of the values from `floor` up; int64."""
+    """Mass, or number, of the values from `floor` up, which is above -inf for a number; int64."""
     b_sum = tl.zeros([BLOCK], tl.int64)
-    for start in range(0, size, BLOCK):
-        o_x, b_x = load_block(x_ptr, start, size, BLOCK)
+    for start in tl.range(0, size, BLOCK, loop_unroll_factor=2):
+        _, b_x = load_block(x_ptr, start, size, BLOCK)
         b_amount = mass_of(b_x, x_max, scale) if OF_MASS else tl.full([BLOCK], 1, tl.int64)
-        b_sum += tl.where((b_x >= floor) & (o_x < size), b_amount, 0)
+        b_sum += tl.where(b_x >= floor, b_amount, 0)
     return tl.sum(b_sum)
 
 
@@ -81,7 +81,7 @@ def kept_mass(x_ptr, start, size, x_max, scale, floor, last_tie, least_mass, BLO
 def draw(x_ptr, size, x_max, scale, floor, last_tie, least_mass, uniform, BLOCK: tl.constexpr):
     """Offset where the running sum of the kept mass passes `uniform` of its total."""
     b_total = tl.zeros([BLOCK], tl.int64)
-    for start in range(0, size, BLOCK):
+    for start in tl.range(0, size, BLOCK, loop_unroll_factor=2):
         b_total += kept_mass(x_ptr, start, size, x_max, scale, floor, last_tie, least_mass, BLOCK)
     total = tl.sum(b_total)
     target = tl.minimum((uniform * total.to(tl.float64)).to(tl.int64), total - 1)

@@ -45,7 +45,7 @@ def column_maxima(x_ptr, size, BLOCK: tl.constexpr):
     The k-th largest of these is at most the k-th largest of the row.
     """
     b_top = tl.full([BLOCK], float("-inf"), tl.float32)
-    for start in range(0, size, BLOCK):
+    for start in tl.range(0, size, BLOCK, loop_unroll_factor=2):
         _, b_x = load_block(x_ptr, start, size, BLOCK)
         b_top = tl.maximum(b_top, b_x)
     return b_top

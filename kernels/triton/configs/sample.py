@@ -18,9 +18,10 @@ class Settings(NamedTuple):
     capacity: int
 
 
-# A program has an SM to itself until the batch is as large as the GPU: 16 elements a thread keep
-# 32 KiB of loads in flight, about what memory needs. With 32 warps as many elements spill.
-ROWS = {"default": (Settings(block=8192, num_warps=16, capacity=16384),)}
+# A program has an SM to itself until the batch is as large as the GPU. Its passes are unrolled
+# twice, which keeps 32 KiB of loads in flight, about what memory needs; with twice the block or
+# the warps registers spill.
+ROWS = {"default": (Settings(block=4096, num_warps=16, capacity=16384),)}
 
 
 def settings(arch: str) -> Settings:
