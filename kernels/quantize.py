@@ -68,7 +68,7 @@ def _groups(weight: Tensor) -> Tensor:
 
 
 def _float16(scales: Tensor) -> Tensor:
-    rounded = scales.half()
+    rounded: Tensor = scales.half()
     if not rounded.isfinite().all():
         raise KernelError("quantize: weights are not finite, or too large for float16 scales")
     return rounded

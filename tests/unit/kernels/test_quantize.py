@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwell.kernels.errors import KernelError
@@ -15,6 +15,7 @@ from qwell.kernels.weights import Fp8Weight, IntWeight, pack, unpack
 QUANTIZERS = [quantize_int8, quantize_int4, quantize_fp8]
 each_quantizer = pytest.mark.parametrize("quantize", QUANTIZERS, ids=lambda f: f.__name__)
 seeds = st.integers(0, 2**32)
+examples = settings(max_examples=50, deadline=None)
 
 
 @st.composite
@@ -29,6 +30,7 @@ def weights(draw) -> torch.Tensor:
     return weight
 
 
+@examples
 @given(st.sampled_from([4, 8]), st.integers(1, 40), st.integers(1, 300), seeds)
 def test_unpack_inverts_pack(bits, rows, columns, seed):
     generator = torch.Generator().manual_seed(seed)
@@ -50,6 +52,7 @@ def test_place_of_a_code(bits):
         assert torch.equal(pack(codes, bits).float(), expected)
 
 
+@examples
 @given(weights())
 def test_int8_is_within_half_a_step(weight):
     # Rounding the scale to float16 moves the clipped end by up to 127 * 2^-11 of a step; scales
@@ -59,6 +62,7 @@ def test_int8_is_within_half_a_step(weight):
     assert (error <= largest / 127 * (0.5 + 127 * 2**-11) * 1.001 + 127 * 2**-25).all()
 
 
+@examples
 @given(weights())
 def test_int4_is_no_worse_than_rounding_to_nearest(weight):
     groups = weight.unflatten(1, (-1, 32))
@@ -69,6 +73,7 @@ def test_int4_is_no_worse_than_rounding_to_nearest(weight):
     assert (error <= (rounded - groups).square().sum(2)).all()
 
 
+@examples
 @given(weights())
 def test_fp8_is_within_half_an_ulp(weight):
     result = quantize_fp8(weight)
@@ -91,6 +96,7 @@ def test_relative_error_of_normal_weights(quantize, expected):
 
 
 @each_quantizer
+@examples
 @given(weights())
 def test_quantising_again_changes_nothing(quantize, weight):
     once = quantize(weight).dequantize()
