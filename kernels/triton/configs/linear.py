@@ -35,8 +35,8 @@ _DENSE = (
     Settings(256, 128, 64, num_warps=4, num_stages=3, spread=True),
     Settings(ANY, 128, 128, num_warps=8, num_stages=3, spread=False),
 )
-_DENSE_CDNA = (  # 64 KiB of shared memory
-    Settings(16, 16, 64, num_warps=4, num_stages=3, spread=True),
+_DENSE_CDNA = (  # 64 KiB of shared memory, warps of 64 threads
+    Settings(16, 16, 64, num_warps=2, num_stages=3, spread=True),
     Settings(64, 64, 64, num_warps=4, num_stages=2, spread=True),
     Settings(ANY, 128, 128, num_warps=8, num_stages=2, spread=False),
 )
@@ -46,8 +46,12 @@ _PACKED = (
     Settings(256, 64, 64, num_warps=4, num_stages=3, spread=True),
     Settings(ANY, 64, 128, num_warps=8, num_stages=3, spread=False),
 )
+_PACKED_SM_120 = (  # 64 tokens spill there
+    Settings(256, 32, 64, num_warps=4, num_stages=3, spread=True),
+    Settings(ANY, 32, 128, num_warps=8, num_stages=3, spread=False),
+)
 _PACKED_CDNA = (
-    Settings(32, 32, 64, num_warps=4, num_stages=2, spread=True),
+    Settings(32, 32, 64, num_warps=2, num_stages=2, spread=True),
     Settings(ANY, 64, 64, num_warps=4, num_stages=2, spread=True),
 )
 # Without tensor cores: for finding errors, not for speed.
@@ -57,7 +61,12 @@ _FLOAT32 = (
 )
 
 DENSE = {"default": _DENSE, "gfx942": _DENSE_CDNA, "gfx950": _DENSE_CDNA}
-PACKED = {"default": _PACKED, "gfx942": _PACKED_CDNA, "gfx950": _PACKED_CDNA}
+PACKED = {
+    "default": _PACKED,
+    "sm_120": _PACKED_SM_120,
+    "gfx942": _PACKED_CDNA,
+    "gfx950": _PACKED_CDNA,
+}
 FLOAT32 = {"default": _FLOAT32}
 
 
