@@ -1,4 +1,4 @@
-"""The command line: `qwell serve | generate | chat | demo-model`."""
+"""The command line: `qwell serve | generate | chat | demo-model | bench`."""
 
 from __future__ import annotations
 

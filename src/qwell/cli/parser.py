@@ -22,7 +22,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=f"qwell {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_serve, _add_generate, _add_chat, _add_demo_model):
+    for add in (_add_serve, _add_generate, _add_chat, _add_demo_model, _add_bench):
         add(commands)
     arguments = parser.parse_args(argv)
     if "device" in arguments:
@@ -61,6 +61,12 @@ def _demo_model(_: argparse.Namespace) -> int:
 
     print(demo_model_dir())
     return 0
+
+
+def _bench_kernels(arguments: argparse.Namespace) -> int:
+    from qwell.cli.bench import run_kernels
+
+    return run_kernels(arguments)
 
 
 def _add_serve(commands: Any) -> None:
@@ -119,6 +125,29 @@ def _add_demo_model(commands: Any) -> None:
     _add_command(
         commands, "demo-model", _demo_model, "print the demo model's folder; make it if missing"
     )
+
+
+def _add_bench(commands: Any) -> None:
+    summary = "measure what qwell runs on"
+    bench = commands.add_parser(
+        "bench", help=summary, description=f"{summary.capitalize()}.", allow_abbrev=False
+    )
+    subjects = bench.add_subparsers(title="subjects", required=True, metavar="SUBJECT")
+    parser = _add_command(subjects, "kernels", _bench_kernels, "report on the Triton kernels")
+    parser.add_argument(
+        "--static",
+        action="store_true",
+        required=True,
+        help="compile them, which needs no GPU, and report what their machine code tells",
+    )
+    parser.add_argument(
+        "--arch",
+        default="sm_90",
+        help="GPU to compile for, such as sm_80 or gfx942; all takes one of every instruction "
+        "set (default: sm_90)",
+    )
+    parser.add_argument("--op", help="report on one op alone")
+    parser.add_argument("--json", metavar="FILE", help="write the report to this file as well")
 
 
 def _add_command(commands: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
