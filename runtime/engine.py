@@ -26,7 +26,7 @@ class Engine:
     """Runs the requests of one model, many at a time, one step after the other."""
 
     def __init__(self, model: LoadedModel, options: EngineOptions) -> None:
-        self._model = model
+        self.model = model
         self._eos = frozenset(options.eos_token_ids)
         self._max_batch_tokens = options.max_batch_tokens
         self._pool = BlockPool(model.num_blocks)
@@ -59,7 +59,7 @@ class Engine:
 
     @property
     def info(self) -> EngineInfo:
-        model = self._model
+        model = self.model
         return EngineInfo(
             max_model_len=model.max_model_len,
             kv_cache_tokens=model.num_blocks * BLOCK_SIZE,
@@ -113,15 +113,15 @@ class Engine:
         chunks = self._scheduler.schedule()
         if not chunks:
             return outputs
-        batch = build_batch(chunks, BLOCK_SIZE, self._model.device)
+        batch = build_batch(chunks, BLOCK_SIZE, self.model.device)
         if self._graphs is not None and self._graphs.serves(batch):
             logits = self._graphs.run(batch)
         else:
-            logits = self._model.decoder.forward(batch, self._model.cache)
+            logits = self.model.decoder.forward(batch, self.model.cache)
         self._scheduler.computed(chunks)
         sampled = [chunk.sequence for chunk in chunks if chunk.completes]
         if sampled:
-            next_ids = sample_next(self._model.decoder.ops, logits, sampled)
+            next_ids = sample_next(self.model.decoder.ops, logits, sampled)
             outputs += (
                 self._append(sequence, token_id)
                 for sequence, token_id in zip(sampled, next_ids, strict=True)
@@ -145,8 +145,8 @@ class Engine:
             for start in range(0, len(token_ids), self._max_batch_tokens):
                 end = min(start + self._max_batch_tokens, len(token_ids))
                 chunk = Chunk(sequence, start, end)
-                batch = build_batch([chunk], BLOCK_SIZE, self._model.device, all_logits=True)
-                pieces.append(self._model.decoder.forward(batch, self._model.cache))
+                batch = build_batch([chunk], BLOCK_SIZE, self.model.device, all_logits=True)
+                pieces.append(self.model.decoder.forward(batch, self.model.cache))
             return torch.cat(pieces)
         finally:
             self._pool.give_back(sequence.blocks)
@@ -167,14 +167,14 @@ class Engine:
     def _check(self, prompt_ids: SequenceOf[int], max_tokens: int) -> None:
         if not prompt_ids:
             raise RequestError("the prompt is empty; it must have at least one token")
-        vocab_size = self._model.config.vocab_size
+        vocab_size = self.model.config.vocab_size
         for token_id in prompt_ids:
             if not 0 <= token_id < vocab_size:
                 raise RequestError(
                     f"the prompt holds the token id {token_id}; ids must be in 0..{vocab_size - 1}",
                     param="prompt",
                 )
-        total, limit = len(prompt_ids) + max_tokens, self._model.max_model_len
+        total, limit = len(prompt_ids) + max_tokens, self.model.max_model_len
         if total > limit:
             raise RequestError(
                 f"this model's context is {limit} tokens, but {total} were asked for "
