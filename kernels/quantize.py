@@ -64,7 +64,8 @@ def _groups(weight: Tensor) -> Tensor:
         raise KernelError(
             f"quantize: the weight must have columns in groups of {GROUP}, got {weight.shape[1]}"
         )
-    return weight.float().unflatten(1, (-1, GROUP))
+    groups: Tensor = weight.float().unflatten(1, (-1, GROUP))
+    return groups
 
 
 def _float16(scales: Tensor) -> Tensor:

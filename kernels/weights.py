@@ -144,7 +144,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 def unpack(words: Tensor, bits: int, columns: int) -> Tensor:
     """The inverse of pack: words [ceil(K / 128), N, 32] -> codes uint8 [N, K = columns]."""
     runs = words.transpose(0, 1)[:, :, None, :].to(torch.int32)
-    codes = (runs >> _shifts(bits, words.device)) & (2**bits - 1)
+    codes: Tensor = (runs >> _shifts(bits, words.device)) & (2**bits - 1)
     return codes.to(torch.uint8).flatten(1)[:, :columns].contiguous()
 
 

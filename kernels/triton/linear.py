@@ -20,7 +20,7 @@ from qwell.kernels.triton.launch import arch_of
 from qwell.kernels.triton.linear_dense import linear_dense_kernel
 from qwell.kernels.triton.linear_packed import linear_packed_kernel
 from qwell.kernels.triton.linear_tile import add_parts_kernel
-from qwell.kernels.weights import BLOCK, IntWeight, Weight
+from qwell.kernels.weights import BLOCK, Fp8Weight, IntWeight, Weight
 
 ADD_BLOCK = 1024
 
@@ -94,8 +94,10 @@ def _launch(
             x, weight, bias, y, len(x), BLOCK_K=block_k, **constants
         )
         return
-    is_int = isinstance(weight, IntWeight)
-    zeros = weight.zeros if isinstance(weight, IntWeight) else None
+    if isinstance(weight, IntWeight):
+        bits, group, zeros = weight.bits, weight.group, weight.zeros
+    else:
+        bits, group, zeros = 8, BLOCK, None
     linear_packed_kernel[(tiles, parts)](
         x,
         weight.words,
@@ -104,9 +106,9 @@ def _launch(
         bias,
         y,
         len(x),
-        BITS=weight.bits if isinstance(weight, IntWeight) else 8,
-        IS_FLOAT=not is_int,
-        GROUP=weight.group if isinstance(weight, IntWeight) else BLOCK,
+        BITS=bits,
+        IS_FLOAT=isinstance(weight, Fp8Weight),
+        GROUP=group,
         HAS_ZEROS=zeros is not None,
         **constants,
     )

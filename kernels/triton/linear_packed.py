@@ -17,8 +17,8 @@ from qwell.kernels.triton.linear_tile import store_tile, tile_of_program
 def integers(b_words, b_zero, PLACE: tl.constexpr, BITS: tl.constexpr):
     """Integers in a place of words, minus their zero points, in fp32.
 
-    A code q in the mantissa of 2^23 reads as 2^23 + q, from which 2^23 + z is subtracted exactly;
-    converting integers would take four times the issue slots.
+    A code q in the mantissa of 2^23 reads as 2^23 + q, from which 2^23 + z is subtracted exactly:
+    conversion instructions have a fraction of the rate of additions.
     """
     b_codes = (b_words >> (BITS * PLACE)) & ((1 << BITS) - 1)
     return (b_codes | 0x4B000000).to(tl.float32, bitcast=True) - (8388608.0 + b_zero)
