@@ -44,7 +44,7 @@ class Engine:
     def start(
         cls,
         options: EngineOptions,
-        kernels: Mapping[str, Callable[..., Any]] | None = None,
+        kernels: Mapping[str, Callable[..., Any] | str] | None = None,
     ) -> Engine:
         """Load a model and make it ready to step.
 

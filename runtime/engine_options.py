@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
@@ -26,6 +27,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
         eager: run every step op by op; on GPUs decode steps are captured and replayed otherwise.
         max_batch_tokens: most tokens that one step computes; longer prompts run in chunks.
         max_num_seqs: most sequences that run at once; others wait.
+        kernels: family that serves an op instead of the chosen one, by op name: {"linear":
+            "reference"} is torch's product.
         eos_token_ids: ids that end a completion (the engine knows tokens, not text).
     """
 
@@ -36,6 +39,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache_tokens: int | None = None
     gpu_memory_utilization: float = 0.9
     eager: bool = False
+    kernels: Mapping[str, str] = {}
     max_batch_tokens: int = 512
     max_num_seqs: int = 64
     eos_token_ids: tuple[int, ...] = ()

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from torch import Tensor
 
 from qwell.runtime.chat_template import ChatTemplate, load_chat_template
@@ -40,7 +41,8 @@ class LLM:
         model: folder or id of a checkpoint; None is the demo model.
         device, dtype, max_model_len, kv_cache_tokens, gpu_memory_utilization, eager,
             max_batch_tokens, max_num_seqs: see `EngineOptions`.
-        kernels: implementations of single ops that replace the chosen ones, by op name.
+        kernels: what replaces the chosen implementation of an op, by op name: a callable, or the
+            name of a family ("reference", "native", "triton").
 
     Raises:
         CheckpointError, UnsupportedModelError, DownloadError, EngineStartError.
@@ -58,18 +60,10 @@ class LLM:
         eager: bool = False,
         max_batch_tokens: int = 512,
         max_num_seqs: int = 64,
-        kernels: Mapping[str, Callable[..., Any]] | None = None,
+        kernels: Mapping[str, Callable[..., Any] | str] | None = None,
     ) -> None:
-        self._folder = resolve_model(None if model is None else str(model))
-        # A checkpoint without a tokenizer still runs on token ids.
-        has_tokenizer = (self._folder / TOKENIZER_FILE).is_file() or any(
-            self._folder.glob("*.tiktoken")
-        )
-        self.defaults = load_generation_defaults(
-            self._folder, self.tokenizer if has_tokenizer else None
-        )
         options = EngineOptions(
-            model=str(self._folder),
+            model=str(resolve_model(None if model is None else str(model))),
             device=device,
             dtype=dtype,
             max_model_len=max_model_len,
@@ -78,8 +72,29 @@ class LLM:
             eager=eager,
             max_batch_tokens=max_batch_tokens,
             max_num_seqs=max_num_seqs,
-            eos_token_ids=self.defaults.eos_token_ids,
         )
+        self._start(options, kernels)
+
+    @classmethod
+    def from_options(cls, options: EngineOptions) -> LLM:
+        """A model with all options in one value; end ids are added to the ones it names."""
+        llm = cls.__new__(cls)
+        llm._start(options, None)
+        return llm
+
+    def _start(
+        self, options: EngineOptions, kernels: Mapping[str, Callable[..., Any] | str] | None
+    ) -> None:
+        self._folder = Path(options.model)
+        # A checkpoint without a tokenizer still runs on token ids.
+        has_tokenizer = (self._folder / TOKENIZER_FILE).is_file() or any(
+            self._folder.glob("*.tiktoken")
+        )
+        self.defaults = load_generation_defaults(
+            self._folder, self.tokenizer if has_tokenizer else None
+        )
+        eos_token_ids = (*options.eos_token_ids, *self.defaults.eos_token_ids)
+        options = msgspec.structs.replace(options, eos_token_ids=eos_token_ids)
         self._engine = Engine.start(options, kernels)
 
     @cached_property

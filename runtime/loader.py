@@ -46,7 +46,7 @@ class LoadedModel:
 
 
 def load_model(
-    options: EngineOptions, kernels: Mapping[str, Callable[..., Any]] | None = None
+    options: EngineOptions, kernels: Mapping[str, Callable[..., Any] | str] | None = None
 ) -> LoadedModel:
     """Load the checkpoint that `options` names.
 
@@ -74,7 +74,7 @@ def load_model(
             from qwell.kernels.triton.launch import check_gpu
 
             check_gpu(device)
-        ops = build_ops(device, dtype, kernels)
+        ops = build_ops(device, dtype, {**options.kernels, **(kernels or {})})
     except KernelError as error:
         raise EngineStartError(str(error)) from error
     with torch.inference_mode():

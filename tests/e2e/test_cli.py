@@ -75,6 +75,9 @@ def test_serve_takes_the_names_of_the_demo_server(qwell: Run) -> None:
         (["serve", "--serv", "x"], "unrecognized"),
         (["serve", "--dtype", "int8"], "--dtype"),
         (["chat", "--max-model-len", "-3"], "at least 1"),
+        (["serve", "--kv-cache-tokens", "0"], "at least 1"),
+        (["serve", "--gpu-memory-utilization", "1.5"], "in (0, 1]"),
+        (["serve", "--kernel", "linear"], "must be OP=FAMILY"),
         (["generate"], "--prompt"),
         (["generate", "--prompt", "x", "--max-tokens", "0"], "at least 1"),
         (["generate", "--prompt", "x", "--temperature", "5"], "--temperature: temperature must be"),
@@ -110,6 +113,23 @@ def test_starting_imports_no_torch() -> None:
 
 
 @pytest.mark.usefixtures("demo_model")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--kernel", "linear=cublas"], "linear: no implementation in 'cublas'"),
+        (["--kernel", "lineal=reference"], "no op named lineal"),
+        (["--kv-cache-tokens", "100"], "room for 100 tokens, at least 256"),
+    ],
+)
+def test_an_engine_that_cannot_start_is_one_line_and_1(
+    qwell: Run, arguments: list[str], words: str
+) -> None:
+    for command in (["generate", "--prompt", "x"], ["serve", "--port", "0"]):
+        run = qwell(*command, *arguments, "--cpu-only")
+        assert run.returncode == 1
+        assert words in error_line(run)
+
+
 class TestGenerate:
     def test_text_goes_to_stdout_and_the_log_says_what_runs(self, qwell: Run) -> None:
         run = qwell("generate", "--prompt", "The capital of France is", "--max-tokens", "2")

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from qwell.cli.model_options import engine_options
 from qwell.cli.sampling import given_sampling
 from qwell.runtime.chat_template import ChatTemplate
+from qwell.runtime.checkpoint.resolve import resolve_model
 from qwell.runtime.demo_model import DEMO_MODEL_NAME
 from qwell.runtime.errors import CheckpointError, RequestError
 from qwell.runtime.llm import LLM
@@ -24,12 +26,7 @@ COMMANDS = "/reset starts over, /exit leaves, Ctrl-C stops an answer"
 
 
 def run(arguments: argparse.Namespace) -> int:
-    llm = LLM(
-        arguments.model,
-        device=arguments.device,
-        dtype=arguments.dtype,
-        max_model_len=arguments.max_model_len,
-    )
+    llm = LLM.from_options(engine_options(arguments, str(resolve_model(arguments.model))))
     name = arguments.model or DEMO_MODEL_NAME
     if llm.chat_template is None:
         raise CheckpointError(f"{name} has no chat template; use `qwell generate`")

@@ -6,7 +6,9 @@ import argparse
 import json
 from dataclasses import replace
 
+from qwell.cli.model_options import engine_options
 from qwell.cli.sampling import given_sampling
+from qwell.runtime.checkpoint.resolve import resolve_model
 from qwell.runtime.llm import LLM
 
 DEFAULT_MAX_TOKENS = 256
@@ -14,12 +16,7 @@ DEFAULT_MAX_TOKENS = 256
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the completion as it comes, or one JSON object at the end."""
-    llm = LLM(
-        arguments.model,
-        device=arguments.device,
-        dtype=arguments.dtype,
-        max_model_len=arguments.max_model_len,
-    )
+    llm = LLM.from_options(engine_options(arguments, str(resolve_model(arguments.model))))
     prompt = llm.tokenizer.encode(arguments.prompt)
     # A default must not fail where the context is short; what the user asked for may.
     room = max(1, llm.info.max_model_len - len(prompt))

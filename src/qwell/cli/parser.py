@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any
 
 from qwell import __version__
+from qwell.cli.model_options import add_model_options, add_once, positive, settle_device
 from qwell.cli.sampling import given_sampling
-from qwell.runtime.engine_options import Device, DType
 from qwell.runtime.errors import RequestError
 
 DEFAULT_HOST = "127.0.0.1"
@@ -26,7 +26,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         add(commands)
     arguments = parser.parse_args(argv)
     if "device" in arguments:
-        _settle_device(arguments)
+        settle_device(arguments)
     try:
         given_sampling(arguments)
     except RequestError as error:
@@ -71,11 +71,11 @@ def _bench_kernels(arguments: argparse.Namespace) -> int:
 
 def _add_serve(commands: Any) -> None:
     parser = _add_command(commands, "serve", _serve, "serve the OpenAI API over HTTP")
-    _add_model_options(parser)
-    _add_once(
+    add_model_options(parser)
+    add_once(
         parser, "--host", "--server-name", help=f"address to listen on (default: {DEFAULT_HOST})"
     )
-    _add_once(
+    add_once(
         parser,
         "--port",
         "--server-port",
@@ -102,7 +102,7 @@ def _add_serve(commands: Any) -> None:
 
 def _add_generate(commands: Any) -> None:
     parser = _add_command(commands, "generate", _generate, "complete one prompt")
-    _add_model_options(parser)
+    add_model_options(parser)
     parser.add_argument("--prompt", metavar="TEXT", required=True, help="text to go on from")
     _add_sampling_options(parser, max_tokens="most tokens to generate (default: 256)")
     parser.add_argument(
@@ -116,7 +116,7 @@ def _add_generate(commands: Any) -> None:
 
 def _add_chat(commands: Any) -> None:
     parser = _add_command(commands, "chat", _chat, "talk to a model in the terminal")
-    _add_model_options(parser)
+    add_model_options(parser)
     parser.add_argument("--system", metavar="TEXT", help="system message of the conversation")
     _add_sampling_options(parser, max_tokens="most tokens of one answer (default: 2048)")
 
@@ -158,76 +158,11 @@ def _add_command(commands: Any, name: str, run: Any, summary: str) -> argparse.A
     return parser
 
 
-def _add_model_options(parser: argparse.ArgumentParser) -> None:
-    _add_once(
-        parser,
-        "--model",
-        "-c",
-        "--checkpoint-path",
-        help="folder of a checkpoint, or a Hugging Face id (default: a small demo model)",
-    )
-    parser.add_argument(
-        "--device",
-        choices=get_args(Device),
-        default="auto",
-        help="where to run; auto takes a GPU when there is one (default: auto)",
-    )
-    parser.add_argument("--cpu-only", action="store_true", help="the same as --device cpu")
-    parser.add_argument(
-        "--dtype",
-        choices=get_args(DType),
-        default="auto",
-        help="of weights and activations (default: auto, the model's own)",
-    )
-    parser.add_argument(
-        "--max-model-len",
-        metavar="N",
-        type=_positive,
-        help="most tokens of prompt and completion together (default: the model's context)",
-    )
-
-
 def _add_sampling_options(parser: argparse.ArgumentParser, *, max_tokens: str) -> None:
-    parser.add_argument("--max-tokens", metavar="N", type=_positive, help=max_tokens)
+    parser.add_argument("--max-tokens", metavar="N", type=positive, help=max_tokens)
     parser.add_argument(
         "--temperature", metavar="T", type=float, help="0 is greedy (default: the model's own)"
     )
-
-
-def _add_once(parser: argparse.ArgumentParser, *names: str, **settings: Any) -> None:
-    """An option with several names; two different values under any of them are an error."""
-    destination = next(name for name in names if name.startswith("--")).removeprefix("--")
-    parser.add_argument(
-        *names, dest=destination, metavar=destination.upper(), action=_StoreOnce, **settings
-    )
-
-
-class _StoreOnce(argparse.Action):
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,  # noqa: ARG002 (argparse's signature)
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,  # noqa: ARG002
-    ) -> None:
-        before = getattr(namespace, self.dest)
-        if before not in (None, values):
-            raise argparse.ArgumentError(self, f"given twice, as {before} and as {values}")
-        setattr(namespace, self.dest, values)
-
-
-def _settle_device(arguments: argparse.Namespace) -> None:
-    if arguments.cpu_only and arguments.device == "cuda":
-        arguments.fail("--cpu-only contradicts --device cuda")
-    if arguments.cpu_only:
-        arguments.device = "cpu"
-
-
-def _positive(text: str) -> int:
-    value = int(text) if text.isascii() and text.isdigit() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return value
 
 
 def _port(text: str) -> int:

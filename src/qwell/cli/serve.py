@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import argparse
 
+from qwell.cli.model_options import engine_options
 from qwell.cli.parser import DEFAULT_HOST, DEFAULT_PORT
 from qwell.runtime.checkpoint.resolve import resolve_model
 from qwell.runtime.demo_model import DEMO_MODEL_NAME
-from qwell.runtime.engine_options import EngineOptions
 from qwell.server.main import serve
 from qwell.server.options import ServeOptions
 
 
 def run(arguments: argparse.Namespace) -> int:
-    engine = EngineOptions(
-        model=str(resolve_model(arguments.model)),
-        device=arguments.device,
-        dtype=arguments.dtype,
-        max_model_len=arguments.max_model_len,
-    )
     options = ServeOptions(
-        engine=engine,
+        engine=engine_options(arguments, str(resolve_model(arguments.model))),
         model_name=arguments.model or DEMO_MODEL_NAME,
         is_demo=arguments.model is None,
         host=DEFAULT_HOST if arguments.host is None else arguments.host,

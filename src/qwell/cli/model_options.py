@@ -1,0 +1,133 @@
+"""The options that name a model and say how to run it, which most commands share."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, get_args
+
+from qwell.runtime.engine_options import Device, DType, EngineOptions
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """--model and everything about the engine."""
+    add_once(
+        parser,
+        "--model",
+        "-c",
+        "--checkpoint-path",
+        help="folder of a checkpoint, or a Hugging Face id (default: a small demo model)",
+    )
+    parser.add_argument(
+        "--device",
+        choices=get_args(Device),
+        default="auto",
+        help="where to run; auto takes a GPU when there is one (default: auto)",
+    )
+    parser.add_argument("--cpu-only", action="store_true", help="the same as --device cpu")
+    parser.add_argument(
+        "--dtype",
+        choices=get_args(DType),
+        default="auto",
+        help="of weights and activations (default: auto, the model's own)",
+    )
+    parser.add_argument(
+        "--max-model-len",
+        metavar="N",
+        type=positive,
+        help="most tokens of prompt and completion together (default: the model's context)",
+    )
+    parser.add_argument(
+        "--kv-cache-tokens",
+        metavar="N",
+        type=positive,
+        help="size of the KV cache in tokens (default: from the memory that is free)",
+    )
+    parser.add_argument(
+        "--gpu-memory-utilization",
+        metavar="SHARE",
+        type=_share,
+        default=0.9,
+        help="share of a GPU's memory to take in all (default: 0.9)",
+    )
+    parser.add_argument(
+        "--eager",
+        action="store_true",
+        help="run every step op by op instead of replaying captured ones (GPUs)",
+    )
+    parser.add_argument(
+        "--kernel",
+        metavar="OP=FAMILY",
+        type=_kernel,
+        action="append",
+        default=[],
+        help="serve an op by another family: reference, native, triton; may be repeated",
+    )
+
+
+def settle_device(arguments: argparse.Namespace) -> None:
+    """Make --cpu-only what it stands for."""
+    if arguments.cpu_only and arguments.device == "cuda":
+        arguments.fail("--cpu-only contradicts --device cuda")
+    if arguments.cpu_only:
+        arguments.device = "cpu"
+
+
+def engine_options(arguments: argparse.Namespace, model: str) -> EngineOptions:
+    """The options as the engine takes them; `model` is a folder."""
+    return EngineOptions(
+        model=model,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        max_model_len=arguments.max_model_len,
+        kv_cache_tokens=arguments.kv_cache_tokens,
+        gpu_memory_utilization=arguments.gpu_memory_utilization,
+        eager=arguments.eager,
+        kernels=dict(arguments.kernel),
+    )
+
+
+def add_once(parser: argparse.ArgumentParser, *names: str, **settings: Any) -> None:
+    """An option with several names; two different values under any of them are an error."""
+    destination = next(name for name in names if name.startswith("--")).removeprefix("--")
+    parser.add_argument(
+        *names, dest=destination, metavar=destination.upper(), action=_StoreOnce, **settings
+    )
+
+
+class _StoreOnce(argparse.Action):
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,  # noqa: ARG002 (argparse's signature)
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,  # noqa: ARG002
+    ) -> None:
+        before = getattr(namespace, self.dest)
+        if before not in (None, values):
+            raise argparse.ArgumentError(self, f"given twice, as {before} and as {values}")
+        setattr(namespace, self.dest, values)
+
+
+def positive(text: str) -> int:
+    """An option's whole number of at least 1."""
+    value = int(text) if text.isascii() and text.isdigit() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return value
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value <= 1.0:
+        raise argparse.ArgumentTypeError(f"must be a number in (0, 1], got {text!r}")
+    return value
+
+
+def _kernel(text: str) -> tuple[str, str]:
+    op, equals, family = text.partition("=")
+    if not (op and equals and family):
+        raise argparse.ArgumentTypeError(f"must be OP=FAMILY, got {text!r}")
+    return op, family
