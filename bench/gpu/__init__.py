@@ -1,0 +1,1 @@
+"""Measurements on a GPU: what `qwell bench gpu` runs."""

@@ -1,0 +1,90 @@
+"""Whether a whole model computes the logits that plain torch does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qwell.bench.gpu.model import random_model, step_batch
+from qwell.bench.gpu.parity import REFERENCE
+from qwell.kernels.ops import Ops
+from qwell.runtime.batch import Batch
+from qwell.runtime.decode_graphs import Capture, DecodeGraphs
+from qwell.runtime.kv_cache import BLOCK_SIZE, blocks_for
+
+
+@dataclass(frozen=True)
+class LogitsParity:
+    """Logits of a step, against the reference ops in fp32 over the same weights.
+
+    Attributes:
+        error: root mean square of the difference, as a share of the logits'.
+        reference_error: the same of the reference ops in the model's own dtype: what rounding
+            to it costs in any case.
+        equal: bits are those of the same step before it was captured; None if it was not.
+    """
+
+    step: str
+    error: float
+    reference_error: float
+    ok: bool
+    equal: bool | None = None
+
+
+@torch.inference_mode()
+def logits_parity(
+    config: Mapping[str, Any],
+    ops: Ops,
+    dtype: torch.dtype,
+    device: torch.device,
+    capture: Capture | None,
+) -> Iterator[LogitsParity]:
+    """Prompts, one of them in two chunks, then decodes, then the same decodes captured.
+
+    Right is what errs at most twice as much as plain torch in the same dtype.
+    """
+    lengths = (1, 15, 16, 17, 200)
+    prompts = [(0, length) for length in lengths]
+    decodes = [(length - 1, length) for length in lengths]
+    tokens = sum(map(blocks_for, lengths)) * BLOCK_SIZE
+    model = random_model(config, ops, tokens, tokens, dtype, device)
+    exact = random_model(config, REFERENCE, tokens, tokens, torch.float32, device)
+    plain = random_model(config, REFERENCE, tokens, tokens, dtype, device)
+
+    def judge(step: str, logits: Tensor, batch: Batch, equal: bool | None = None) -> LogitsParity:
+        expected = exact.decoder.forward(batch, exact.cache)
+        usual = _distance(plain.decoder.forward(batch, plain.cache), expected)
+        error = _distance(logits, expected)
+        # At fp32 both may be as good as exact; NaN is never right.
+        ok = error <= max(2 * usual, 1e-5)
+        return LogitsParity(step, error, usual, ok, equal)
+
+    for name, pieces in (
+        ("prompts", [*prompts[:-1], (0, 120)]),
+        ("decodes and a second chunk", [*decodes[:-1], (120, lengths[-1])]),
+    ):
+        batch = step_batch(device, pieces, lengths, all_logits=True)
+        yield judge(name, model.decoder.forward(batch, model.cache), batch)
+    batch = step_batch(device, decodes, lengths)
+    eager = model.decoder.forward(batch, model.cache)
+    yield judge("decode", eager, batch)
+    if capture is not None:
+        graphs = DecodeGraphs(
+            model.decoder,
+            model.cache,
+            sizes=[8],  # so that there is padding
+            max_model_len=model.max_model_len,
+            device=device,
+            capture=capture,
+        )
+        replayed = graphs.run(batch)
+        yield judge("decode captured", replayed, batch, torch.equal(replayed, eager))
+
+
+def _distance(logits: Tensor, expected: Tensor) -> float:
+    difference = (logits - expected).double().square().mean().sqrt()
+    return (difference / expected.double().square().mean().sqrt()).item()
