@@ -40,12 +40,13 @@ _TRITON = Candidate("triton", devices=("cuda",))
 
 # The first candidate that serves the device and dtype is taken.
 _CANDIDATES: dict[str, tuple[Candidate, ...]] = {
-    "embedding": (_REFERENCE,),
+    "embedding": (_TRITON, _REFERENCE),
     "rms_norm": (_NATIVE, _TRITON, _REFERENCE),
-    "linear": (_REFERENCE,),
-    "rope": (_REFERENCE,),
-    "attention": (_REFERENCE,),
-    "silu_mul": (_REFERENCE,),
+    # On GPUs the reference of dense weights is cuBLAS, whose bits depend on the batch.
+    "linear": (_TRITON, _REFERENCE),
+    "rope": (_TRITON, _REFERENCE),
+    "attention": (_TRITON, _REFERENCE),
+    "silu_mul": (_TRITON, _REFERENCE),
     "sample": (_TRITON, _REFERENCE),
     "logprobs": (_TRITON, _REFERENCE),
 }
@@ -54,21 +55,25 @@ _CANDIDATES: dict[str, tuple[Candidate, ...]] = {
 def build_ops(
     device: torch.device,
     dtype: torch.dtype,
-    overrides: Mapping[str, Callable[..., Any]] | None = None,
+    overrides: Mapping[str, Callable[..., Any] | str] | None = None,
 ) -> Ops:
     """Choose one implementation per op for a model on `device` with `dtype` weights.
 
-    overrides maps op names to callables that serve instead of the choice made here. Raises
-    KernelError for an op that does not exist, a dtype that nothing serves, or an
-    implementation that this installation cannot import.
+    overrides maps op names to what serves instead of the choice made here: a callable, or the
+    name of a family that serves the device. Raises KernelError for an op or a family that does
+    not exist, a dtype that nothing serves, or an implementation that this installation cannot
+    import.
     """
-    chosen = dict(overrides or {})
-    unknown = sorted(chosen.keys() - set(OP_NAMES))
+    wanted = dict(overrides or {})
+    unknown = sorted(wanted.keys() - set(OP_NAMES))
     if unknown:
         raise KernelError(f"no op named {', '.join(unknown)}; the ops are {', '.join(OP_NAMES)}")
+    chosen = {}
     for op in OP_NAMES:
-        if op not in chosen:
-            chosen[op] = _load(op, _choose(op, device, dtype))
+        override = wanted.get(op)
+        if override is None or isinstance(override, str):
+            override = _load(op, _choose(op, device, dtype, override))
+        chosen[op] = override
     return Ops(**chosen)
 
 
@@ -77,14 +82,15 @@ def describe(ops: Ops) -> dict[str, str]:
     return {op: _origin(getattr(ops, op)) for op in OP_NAMES}
 
 
-def _choose(op: str, device: torch.device, dtype: torch.dtype) -> Candidate:
-    for candidate in _CANDIDATES[op]:
-        if candidate.serves(device, dtype):
+def _choose(op: str, device: torch.device, dtype: torch.dtype, family: str | None) -> Candidate:
+    """The first candidate that serves, of the named family if there is a name."""
+    serving = [c for c in _CANDIDATES[op] if c.serves(device, dtype)]
+    for candidate in serving:
+        if family in (None, candidate.family):
             return candidate
-    raise KernelError(
-        f"{op}: no implementation for {dtype} on {device}; the dtypes are "
-        f"{', '.join(str(known).removeprefix('torch.') for known in MODEL_DTYPES)}"
-    )
+    known = ", ".join(c.family for c in serving) or "none"
+    wanted = "" if family is None else f" in {family!r}"
+    raise KernelError(f"{op}: no implementation{wanted} for {dtype} on {device}; there is {known}")
 
 
 def _load(op: str, candidate: Candidate) -> Callable[..., Any]:

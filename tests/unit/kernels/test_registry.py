@@ -21,7 +21,7 @@ MODEL_DTYPES = [torch.float32, torch.bfloat16, torch.float16]
     ("device", "chosen"),
     [
         ("cpu", {"rms_norm": "native", "sample": "reference"}),
-        ("cuda", {"rms_norm": "triton", "sample": "triton"}),
+        ("cuda", dict.fromkeys(OP_NAMES, "triton")),
         ("meta", {"rms_norm": "reference", "sample": "reference"}),
     ],
 )
@@ -50,6 +50,22 @@ def test_an_override_serves_its_op_alone():
     assert chosen.pop("silu_mul") == f"{__name__}:double"
     assert chosen.pop("rms_norm") == "native"
     assert set(chosen.values()) == {"reference"}
+
+
+def test_an_override_may_name_a_family():
+    device = torch.device("cuda")
+    families = describe(build_ops(device, torch.bfloat16, {"linear": "reference"}))
+    assert families.pop("linear") == "reference"
+    assert set(families.values()) == {"triton"}
+
+
+@pytest.mark.parametrize(
+    ("op", "family", "there"),
+    [("rms_norm", "triton", "native, reference"), ("linear", "cublas", "reference")],
+)
+def test_a_family_that_does_not_serve_is_refused(op, family, there):
+    with pytest.raises(KernelError, match=rf"{op}: .* in '{family}' .* there is {there}"):
+        build_ops(torch.device("cpu"), torch.float32, {op: family})
 
 
 def test_an_override_without_a_name_is_described_by_its_class():
