@@ -204,5 +204,5 @@ def _write_shard(
         while left:
             piece = torch.empty(min(left, _PIECE), dtype=torch.bfloat16)
             fill_randomly(name, piece, draw)
-            stream.write(piece.view(torch.int16).numpy())
+            stream.write(piece.view(torch.int16).numpy().data)
             left -= piece.numel()

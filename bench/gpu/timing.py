@@ -35,7 +35,8 @@ class CudaTimer:
         run()  # compiles
         laps = [self._lap(run) for _ in range(self._repeats)]
         torch.cuda.synchronize()
-        return statistics.median(start.elapsed_time(end) for start, end in laps) / 1e3
+        milliseconds: float = statistics.median(start.elapsed_time(end) for start, end in laps)
+        return milliseconds / 1e3
 
     def _lap(self, run: Callable[[], object]) -> tuple[torch.cuda.Event, torch.cuda.Event]:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

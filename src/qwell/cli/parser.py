@@ -69,6 +69,18 @@ def _bench_kernels(arguments: argparse.Namespace) -> int:
     return run_kernels(arguments)
 
 
+def _bench_gpu(arguments: argparse.Namespace) -> int:
+    from qwell.cli.bench_gpu import run_gpu
+
+    return run_gpu(arguments)
+
+
+def _make_checkpoint(arguments: argparse.Namespace) -> int:
+    from qwell.cli.bench_gpu import run_make_checkpoint
+
+    return run_make_checkpoint(arguments)
+
+
 def _add_serve(commands: Any) -> None:
     parser = _add_command(commands, "serve", _serve, "serve the OpenAI API over HTTP")
     add_model_options(parser)
@@ -148,6 +160,20 @@ def _add_bench(commands: Any) -> None:
     )
     parser.add_argument("--op", help="report on one op alone")
     parser.add_argument("--json", metavar="FILE", help="write the report to this file as well")
+    parser = _add_command(
+        subjects, "gpu", _bench_gpu, "check and measure everything on this GPU, in minutes"
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", required=True, help="folder that gpu.json is written to"
+    )
+    parser = _add_command(
+        subjects,
+        "make-checkpoint",
+        _make_checkpoint,
+        "write random weights of a true size to measure on",
+    )
+    parser.add_argument("name", metavar="NAME", help="such as qwen3-0.6b or qwen2.5-7b")
+    parser.add_argument("folder", metavar="DIR", help="a new folder")
 
 
 def _add_command(commands: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:

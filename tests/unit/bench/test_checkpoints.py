@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from qwell.bench.checkpoints import NAMES, make_checkpoint, tensor_shapes, true_config
+from qwell.cli import main
 from qwell.runtime.checkpoint.shards import Shards
 from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.errors import CheckpointError
@@ -84,3 +85,14 @@ def test_a_folder_with_files_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not empty"):
         make_checkpoint(small("qwen3-0.6b"), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes"]
+
+
+def test_the_command_names_what_there_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "new"
+    assert main(["bench", "make-checkpoint", "qwen9", str(folder)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("qwell: error: there is no config for 'qwen9'")
+    assert error.count("\n") == 1
+    assert not folder.exists()

@@ -27,13 +27,13 @@ from qwell.bench.gpu.model_parity import logits_parity
 from qwell.bench.gpu.model_speed import Work, speeds
 from qwell.bench.gpu.parity import REFERENCE, epsilons, parity
 from qwell.bench.gpu.report import is_sound, table
-from qwell.bench.gpu.run import run_gpu_bench, run_sections
+from qwell.bench.gpu.run import run_sections
 from qwell.bench.gpu.serving import engine_speeds, throughput
 from qwell.bench.gpu.timing import HostTimer
 from qwell.bench.kernels.cases import Model
+from qwell.cli import main
 from qwell.kernels.ops import OP_NAMES, Ops
 from qwell.kernels.reference import rms_norm as reference_rms_norm
-from qwell.runtime.errors import EngineStartError
 from qwell.runtime.loader import LoadedModel
 
 CPU = torch.device("cpu")
@@ -41,6 +41,7 @@ ROOT = Path(__file__).parents[3]
 TINY = Model("tiny", hidden=64, heads=4, kv_heads=2, head_dim=16, mlp=96, vocabulary=512)
 MIXED = Step("mixed", TINY, (1, 1, 5, 40), (1, 33, 5, 70))
 CEILINGS = Ceilings(bandwidth=1e9, flops=1e10)
+NO_GPU = "qwell: error: qwell bench gpu needs a GPU, and torch finds none\n"
 ABOUT = {"gpu": "none", "torch": "2", "triton": "3"}
 SMALL = {
     "hidden_size": 64,
@@ -351,11 +352,12 @@ def test_sections_that_end_badly_stop_no_other(tmp_path: Path) -> None:
     assert "hanging ran out of time after 1 results" in text
 
 
-def test_without_a_gpu_there_is_one_clear_error(tmp_path: Path) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    with pytest.raises(EngineStartError, match="needs a GPU"):
-        run_gpu_bench(tmp_path / "results")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it would measure for minutes")
+def test_without_a_gpu_there_is_one_clear_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "gpu", "--out", str(tmp_path / "results")]) == 1
+    assert capsys.readouterr().err == NO_GPU
     assert not (tmp_path / "results").exists()
 
 
@@ -414,6 +416,4 @@ def test_it_runs_from_a_checkout_where_nothing_is_installed(
     if not torch.cuda.is_available():
         measured = bare("bench/gpu_from_checkout.py", "--out", str(tmp_path / "results"))
         assert (measured.returncode, measured.stdout) == (1, "")
-        assert measured.stderr == (
-            "qwell: error: qwell bench gpu needs a GPU, and torch finds none\n"
-        )
+        assert measured.stderr == NO_GPU
