@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qwell.bench.kernels.cases import Model
-from qwell.kernels.ops import MAX_TOP_LOGPROBS, Extent
+from qwell.kernels.ops import MAX_TOP_LOGPROBS, OP_NAMES, Extent
 from qwell.kernels.quantize import quantize_fp8, quantize_int4, quantize_int8
 from qwell.kernels.weights import Weight
 
@@ -77,17 +77,21 @@ class Calls:
         self._dtype = dtype
         self._draw = torch.Generator(device).manual_seed(seed)
 
-    def of(self, step: Step) -> Iterator[Call]:
-        """A call of every op; made one by one, because together they could fill a GPU."""
-        yield from self._embedding(step)
-        yield from self._rms_norm(step)
-        yield from self._linear(step)
-        yield from self._packed_linear(step)
-        yield from self._rope(step)
-        yield from self._attention(step)
-        yield from self._silu_mul(step)
-        yield from self._sample(step)
-        yield from self._logprobs(step)
+    def of(self, step: Step, ops: Sequence[str] = OP_NAMES) -> Iterator[Call]:
+        """Calls of these ops; made one by one, because together they could fill a GPU."""
+        makers = {
+            "embedding": (self._embedding,),
+            "rms_norm": (self._rms_norm,),
+            "linear": (self._linear, self._packed_linear),
+            "rope": (self._rope,),
+            "attention": (self._attention,),
+            "silu_mul": (self._silu_mul,),
+            "sample": (self._sample,),
+            "logprobs": (self._logprobs,),
+        }
+        for op in ops:
+            for make in makers[op]:
+                yield from make(step)
 
     def _normal(self, *shape: int, deviation: float = 1.0) -> Tensor:
         drawn = torch.empty(shape, dtype=self._dtype, device=self._device)

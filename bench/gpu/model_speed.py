@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -91,7 +91,7 @@ def speeds(
     model: LoadedModel,
     timer: Timer,
     ceilings: Ceilings,
-    capture: Capture | None,
+    new_capture: Callable[[], Capture] | None,
     decodes: Sequence[tuple[int, int]],
     prefills: Sequence[int],
 ) -> Iterator[Speed]:
@@ -101,9 +101,10 @@ def speeds(
     for batch, context in decodes:
         floor = work.decode_floor(ceilings, [context] * batch)
         for graphs in (True, False):
-            if capture is not None or not graphs:
-                chosen = capture if graphs else None
-                seconds = _decode_seconds(model, timer, chosen, batch, context)
+            if new_capture is not None or not graphs:
+                # One of its own each time: captures of one share memory, and so must their lives.
+                capture = new_capture() if graphs and new_capture is not None else None
+                seconds = _decode_seconds(model, timer, capture, batch, context)
                 yield speed(name, "decode step", batch, context, graphs, seconds, batch, floor)
     for tokens in prefills:
         seconds = _prefill_seconds(model, timer, tokens)

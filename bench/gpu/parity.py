@@ -15,7 +15,7 @@ from torch import Tensor
 from qwell.bench.gpu.attempt import Failure, attempt
 from qwell.bench.gpu.calls import Call, Calls, Step
 from qwell.bench.kernels.cases import MODELS, Model
-from qwell.kernels.ops import Ops
+from qwell.kernels.ops import OP_NAMES, Ops
 from qwell.kernels.reference.attention import attention
 from qwell.kernels.reference.embedding import embedding
 from qwell.kernels.reference.linear import linear
@@ -80,12 +80,13 @@ def parity(
     device: torch.device,
     ops: Callable[[torch.dtype], Ops],
     steps: dict[torch.dtype, tuple[Step, ...]],
+    names: Sequence[str] = OP_NAMES,
 ) -> Iterator[Parity]:
-    """Every op of every step against the reference; `ops` chooses them for a dtype."""
+    """These ops of every step against the reference; `ops` chooses them for a dtype."""
     for dtype, of_dtype in steps.items():
         chosen = ops(dtype)
         for step in of_dtype:
-            for call in Calls(device, dtype).of(step):
+            for call in Calls(device, dtype).of(step, names):
                 yield compare(call, chosen, dtype)
 
 
@@ -93,7 +94,7 @@ def compare(call: Call, ops: Ops, dtype: torch.dtype) -> Parity:
     """Run a call on both sides. An op that raises is a failure, not an error."""
     expected = _results(call, REFERENCE, _widened(call.arguments))
     with _poisoned():
-        actual = attempt(lambda: _results(call, ops, _copied(call)))
+        actual = attempt(lambda: _finished(_results(call, ops, _copied(call))))
     name = str(dtype).removeprefix("torch.")
     family = describe(ops)[call.op]
     if isinstance(actual, Failure):
@@ -133,6 +134,13 @@ def _results(call: Call, ops: Ops, arguments: Sequence[Any]) -> list[Tensor]:
     returned = getattr(ops, call.op)(*arguments)
     listed = [returned] if isinstance(returned, Tensor) else list(returned)
     return [*listed, *(arguments[place] for place in call.written)]
+
+
+def _finished(results: list[Tensor]) -> list[Tensor]:
+    """Wait for the device: what a kernel does wrong is told to whoever asks next."""
+    if any(result.is_cuda for result in results):
+        torch.cuda.synchronize()
+    return results
 
 
 def _widened(arguments: Sequence[Any]) -> list[Any]:

@@ -7,7 +7,9 @@ import math
 import multiprocessing
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
@@ -60,23 +62,30 @@ def machine() -> dict[str, Any]:
 
 
 def run_sections(
-    sections: Sequence[Section],
+    groups: Sequence[Sequence[Section]],
     total_seconds: float,
     processes: BaseContext,
     folder: Path,
     about: Mapping[str, Any],
 ) -> list[Outcome]:
-    """Run the sections one after the other; gpu.json is complete after each of them."""
+    """Run the groups one after the other, the sections of a group at once.
+
+    gpu.json is complete after each group.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + total_seconds
     outcomes: list[Outcome] = []
     ceilings = UNKNOWN
-    for section in sections:
-        limit = min(section.limit_seconds, max(0.0, end - time.monotonic()))
-        outcome = run_isolated(replace(section, limit_seconds=limit), ceilings, processes)
-        outcomes.append(outcome)
-        ceilings = next((row for row in outcome.rows if isinstance(row, Ceilings)), ceilings)
-        print(f"{section.name}: {_ending(outcome)}", flush=True)
+    for group in groups:
+        left = max(0.0, end - time.monotonic())
+        limited = [replace(s, limit_seconds=min(s.limit_seconds, left)) for s in group]
+        run = partial(run_isolated, ceilings=ceilings, processes=processes)
+        with ThreadPoolExecutor(len(group)) as pool:
+            for outcome in pool.map(run, limited):
+                outcomes.append(outcome)
+                print(f"{outcome.name}: {_ending(outcome)}", flush=True)
+        found = (row for outcome in outcomes for row in outcome.rows)
+        ceilings = next((row for row in found if isinstance(row, Ceilings)), UNKNOWN)
         results = {"machine": about, "sections": [asdict(outcome) for outcome in outcomes]}
         text = json.dumps(_finite(results), indent=1, allow_nan=False)
         (folder / RESULTS).write_text(text + "\n")

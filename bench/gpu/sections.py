@@ -8,19 +8,20 @@ from functools import partial
 import torch
 
 from qwell.bench.checkpoints import true_config
+from qwell.bench.gpu.calls import Step
 from qwell.bench.gpu.ceilings import Ceilings, measure
 from qwell.bench.gpu.isolation import Row, Section
 from qwell.bench.gpu.kernels import kernel_steps, kernel_times
-from qwell.bench.gpu.model import random_model
+from qwell.bench.gpu.model import random_model, read_config
 from qwell.bench.gpu.model_parity import logits_parity
 from qwell.bench.gpu.model_speed import speeds
 from qwell.bench.gpu.parity import parity, parity_steps
 from qwell.bench.gpu.serving import engine_speeds, throughput
 from qwell.bench.gpu.timing import timer_for
-from qwell.kernels.ops import Ops
+from qwell.kernels.ops import OP_NAMES, Ops
 from qwell.kernels.registry import build_ops
 from qwell.runtime.decode_graphs import cuda_capture
-from qwell.runtime.kv_cache import BLOCK_SIZE, bytes_per_token
+from qwell.runtime.kv_cache import bytes_per_token
 from qwell.runtime.loader import LoadedModel
 
 TOTAL_SECONDS = 450.0
@@ -40,17 +41,33 @@ _SHORTEST, _LONGEST = 100, 1024
 _SERVING_SECONDS = 35.0
 
 
-def gpu_sections() -> tuple[Section, ...]:
-    """All of them; the last one takes what time the others leave."""
+def gpu_sections() -> tuple[tuple[Section, ...], ...]:
+    """All of them, in groups that run at once; the last one takes what time the others leave."""
     return (
-        Section("ceilings", _ceilings, 40.0),
-        Section("op parity", _parity, 120.0),
-        Section("model parity", _model_parity, 40.0),
-        Section("qwen3-0.6b", partial(_speeds, "qwen3-0.6b"), 75.0),
-        Section("serving", _serving, 75.0),
-        Section("qwen3-8b", partial(_speeds, "qwen3-8b"), 60.0),
-        Section("kernels", _kernels, TOTAL_SECONDS),
+        (Section("ceilings", _ceilings, 40.0),),
+        tuple(_parity_sections()),
+        (Section("model parity", _model_parity, 40.0),),
+        (Section("qwen3-0.6b", partial(_speeds, "qwen3-0.6b"), 75.0),),
+        (Section("serving", _serving, 75.0),),
+        (Section("qwen3-8b", partial(_speeds, "qwen3-8b"), 60.0),),
+        (Section("kernels", _kernels, TOTAL_SECONDS),),
     )
+
+
+def _parity_sections() -> Iterator[Section]:
+    """One an op, and for linear, which has most kernels to compile, one a step.
+
+    At once, because nothing is timed and compiling takes a core each; what they compile, the
+    timed sections find on disk.
+    """
+    every = parity_steps()
+    for op in OP_NAMES:
+        if op != "linear":
+            yield Section(f"parity of {op}", partial(_parity, op, every), 120.0)
+    for dtype, steps in every.items():
+        for step in steps:
+            name = f"parity of linear, {step.name} {str(dtype).removeprefix('torch.')}"
+            yield Section(name, partial(_parity, "linear", {dtype: (step,)}), 120.0)
 
 
 def _gpu() -> torch.device:
@@ -65,8 +82,8 @@ def _ceilings(_: Ceilings) -> Iterator[Row]:
     yield measure(_gpu(), timer_for(_gpu()))
 
 
-def _parity(_: Ceilings) -> Iterator[Row]:
-    yield from parity(_gpu(), _ops, parity_steps())
+def _parity(op: str, steps: dict[torch.dtype, tuple[Step, ...]], _: Ceilings) -> Iterator[Row]:
+    yield from parity(_gpu(), _ops, steps, (op,))
 
 
 def _model_parity(_: Ceilings) -> Iterator[Row]:
@@ -81,15 +98,14 @@ def _model(name: str, cache_tokens: int) -> LoadedModel:
 def _speeds(name: str, ceilings: Ceilings) -> Iterator[Row]:
     model = _model(name, _CACHE_TOKENS)
     decodes = [(batch, _CONTEXT) for batch in _BATCHES]
-    yield from speeds(name, model, timer_for(_gpu()), ceilings, cuda_capture(), decodes, _PROMPTS)
+    yield from speeds(name, model, timer_for(_gpu()), ceilings, cuda_capture, decodes, _PROMPTS)
     yield from engine_speeds(name, model, ceilings, _BATCHES, _CONTEXT, steps=50)
 
 
 def _serving(ceilings: Ceilings) -> Iterator[Row]:
     name = "qwen3-0.6b"
     # As much as all requests can need, or what a smaller GPU has.
-    token_bytes = bytes_per_token(_model(name, BLOCK_SIZE).config, DTYPE)
-    torch.cuda.empty_cache()
+    token_bytes = bytes_per_token(read_config(true_config(name)), DTYPE)
     fitting = int(0.6 * torch.cuda.mem_get_info()[0]) // token_bytes
     model = _model(name, min(fitting, 2 * _LONGEST * _REQUESTS))
     yield throughput(name, model, ceilings, _REQUESTS, _SHORTEST, _LONGEST, _SERVING_SECONDS)

@@ -103,15 +103,15 @@ def throughput(
     (https://github.com/GeeeekExplorer/nano-vllm, bench.py): 256 sequences, 100 to 1024 tokens.
     """
     draw = random.Random(0)
+    sizes = [[draw.randint(shortest, longest) for _ in range(2)] for _ in range(requests)]
+    prompts = [[draw.randrange(256) for _ in range(size)] for size, _ in sizes]
     running = engine(model, requests, eager=False)
-    _warm_up(running, longest)
+    _warm_up(running, prompts)
     work = Work.of(model)
     contexts: dict[str, int] = {}
-    for i in range(requests):
-        size, wanted = (draw.randint(shortest, longest) for _ in range(2))
-        ids = [draw.randrange(256) for _ in range(size)]
+    for i, (ids, (_, wanted)) in enumerate(zip(prompts, sizes, strict=True)):
         running.add(str(i), ids, SamplingParams(max_tokens=wanted, temperature=0.6))
-        contexts[str(i)] = size
+        contexts[str(i)] = len(ids)
     prompt_tokens = sum(contexts.values())
     output_tokens = finished = 0
     floor = 0.0
@@ -137,8 +137,9 @@ def throughput(
     )
 
 
-def _warm_up(running: Engine, length: int) -> None:
-    """Have kernels for prompts and decodes compiled."""
-    running.add("warm-up", [0] * length, SamplingParams(max_tokens=4, temperature=0.6))
+def _warm_up(running: Engine, prompts: Sequence[list[int]]) -> None:
+    """Have kernels for steps of every kind compiled: the same prompts, two tokens each."""
+    for i, ids in enumerate(prompts):
+        running.add(str(i), ids, SamplingParams(max_tokens=2, temperature=0.6))
     while running.has_work:
         running.step()

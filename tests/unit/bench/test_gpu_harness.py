@@ -246,7 +246,7 @@ def test_the_work_of_a_step() -> None:
 
 def test_speeds_are_tokens_of_a_step_a_second() -> None:
     model = tiny_model()
-    rows = list(speeds("tiny", model, StubTimer(), CEILINGS, run_at_once, [(3, 40)], [64]))
+    rows = list(speeds("tiny", model, StubTimer(), CEILINGS, lambda: run_at_once, [(3, 40)], [64]))
     assert [(row.phase, row.graphs) for row in rows] == [
         ("decode step", True),
         ("decode step", False),
@@ -306,16 +306,16 @@ def hanging(_: Ceilings) -> Iterator[Ceilings]:
     time.sleep(1000)
 
 
-def run(tmp_path: Path, *sections: Section) -> tuple[Any, list[Any]]:
+def run(tmp_path: Path, *groups: tuple[Section, ...]) -> tuple[Any, list[Any]]:
     # Forked, because spawned ones could not import this file.
     processes = multiprocessing.get_context("fork")
-    outcomes = run_sections(sections, 100.0, processes, tmp_path, ABOUT)
+    outcomes = run_sections(groups, 100.0, processes, tmp_path, ABOUT)
     return json.loads((tmp_path / "gpu.json").read_text()), outcomes
 
 
 def test_the_results_are_json_and_a_table(tmp_path: Path) -> None:
     results, outcomes = run(
-        tmp_path, Section("ceilings", a_ceiling, 30), Section("kernels", kernels, 60)
+        tmp_path, (Section("ceilings", a_ceiling, 30),), (Section("kernels", kernels, 60),)
     )
     assert results["machine"] == ABOUT
     ceilings, timed = results["sections"]
@@ -334,10 +334,9 @@ def test_the_results_are_json_and_a_table(tmp_path: Path) -> None:
 def test_sections_that_end_badly_stop_no_other(tmp_path: Path) -> None:
     results, outcomes = run(
         tmp_path,
-        Section("failing", failing, 30),
-        Section("dying", dying, 30),
-        Section("hanging", hanging, 2),
-        Section("last", a_ceiling, 30),
+        (Section("failing", failing, 30), Section("dying", dying, 30)),
+        (Section("hanging", hanging, 2),),
+        (Section("last", a_ceiling, 30),),
     )
     ends = {section["name"]: section for section in results["sections"]}
     assert all(len(section["rows"]) == 1 for section in ends.values())
