@@ -365,20 +365,34 @@ BARE = ("torch", "torchgen", "functorch", "triton", "numpy", "numpy.libs", "typi
         "sympy", "mpmath", "networkx", "filelock", "fsspec", "setuptools", "_distutils_hack",
         "nvidia", "jinja2", "markupsafe", "packaging")  # fmt: skip
 
-ON_REFERENCE_OPS = """
-import runpy, sys
-launcher = runpy.run_path("bench/gpu_from_checkout.py")
+PROGRAM = """
+import sys
+sys.path.insert(0, "bench")
+import gpu_from_checkout  # as a program, it is what the processes of sections import first
+from functools import partial
+from multiprocessing import get_context
 import torch
 from qwell.bench.checkpoints import true_config
-from qwell.bench.gpu import run
+from qwell.bench.gpu.calls import prefill
 from qwell.bench.gpu.ceilings import Ceilings
+from qwell.bench.gpu.isolation import Section, run_isolated
+from qwell.bench.gpu.kernels import kernel_times
 from qwell.bench.gpu.model import random_model
 from qwell.bench.gpu.parity import REFERENCE
 from qwell.bench.gpu.serving import throughput
-config = true_config("qwen3-0.6b") | {small}
-model = random_model(config, REFERENCE, 2048, 512, torch.bfloat16, torch.device("cpu"))
-print(throughput("tiny", model, Ceilings(1e9, 1e9), 3, 4, 8, 100.0).finished)
-print([name for name in ("tokenizers", "qwell.kernels._native") if name in sys.modules])
+from qwell.bench.gpu.timing import HostTimer
+from qwell.bench.kernels.cases import Model
+
+if __name__ == "__main__":
+    cpu, ceilings = torch.device("cpu"), Ceilings(1e9, 1e9)
+    config = true_config("qwen3-0.6b") | {small}
+    model = random_model(config, REFERENCE, 2048, 512, torch.bfloat16, cpu)
+    print(throughput("tiny", model, ceilings, 3, 4, 8, 100.0).finished)
+    steps = (prefill(Model("tiny", 64, 4, 2, 16, 96, 512), 20),)
+    rows = partial(kernel_times, cpu, torch.bfloat16, REFERENCE, HostTimer(1), steps=steps)
+    outcome = run_isolated(Section("kernels", rows, 60.0), ceilings, get_context("spawn"))
+    print(outcome.failure, sorted({{row.op for row in outcome.rows}}))
+    print([name for name in ("tokenizers", "qwell.kernels._native") if name in sys.modules])
 """
 
 
@@ -410,8 +424,11 @@ def test_it_runs_from_a_checkout_where_nothing_is_installed(
     bare: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     assert "No module named 'msgspec'" in bare("-c", "import msgspec").stderr
-    served = bare("-c", ON_REFERENCE_OPS.format(small=SMALL))
-    assert served.stdout.split("\n")[:2] == ["3", "[]"], served.stderr
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM.format(small=SMALL))
+    run = bare(str(program))
+    ops = sorted(OP_NAMES)
+    assert run.stdout.splitlines() == ["3", f"None {ops}", "[]"], run.stderr
     if not torch.cuda.is_available():
         measured = bare("bench/gpu_from_checkout.py", "--out", str(tmp_path / "results"))
         assert (measured.returncode, measured.stdout) == (1, "")
