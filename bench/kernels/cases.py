@@ -15,7 +15,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from qwell.kernels.ops import MAX_TOP_LOGPROBS
+from qwell.kernels.ops import MAX_TOP_LOGPROBS, Extent
+from qwell.kernels.triton.attention import attention
+from qwell.kernels.triton.configs import attention_decode as decode_config
+from qwell.kernels.triton.configs import attention_prefill as prefill_config
 from qwell.kernels.triton.configs import embedding as embedding_config
 from qwell.kernels.triton.configs import linear as linear_config
 from qwell.kernels.triton.configs import rms_norm as rms_norm_config
@@ -24,9 +27,11 @@ from qwell.kernels.triton.embedding import embedding
 from qwell.kernels.triton.linear import linear
 from qwell.kernels.triton.logprobs import logprobs
 from qwell.kernels.triton.rms_norm import rms_norm
+from qwell.kernels.triton.rope import rope
 from qwell.kernels.triton.sample import sample
 from qwell.kernels.triton.silu_mul import silu_mul
 from qwell.kernels.weights import Fp8Weight, IntWeight, Weight
+from qwell.runtime.kv_cache import BLOCK_SIZE
 
 BATCH = 256
 """Sequences of a step that decodes: a full server."""
@@ -34,6 +39,9 @@ BATCH = 256
 CHUNK = 4096
 """Tokens of a step that prefills."""
 
+
+CONTEXT = 4096
+"""Tokens of each sequence that decodes."""
 
 SMALL_BATCH = 32
 """Up to so many tokens linear is bound by reading weights."""
@@ -174,6 +182,112 @@ def _weight(weight_format: str, n: int, k: int) -> tuple[Weight, int]:
     return formats[weight_format], n * k * bits[weight_format] // 8
 
 
+def _rope(_: str) -> Iterator[Case]:
+    for model in MODELS:
+        width = (model.heads + 2 * model.kv_heads) * model.head_dim
+        for norm in (_meta(model.head_dim), None):
+            run = partial(
+                rope,
+                _meta(CHUNK, width),
+                _ints(CHUNK),
+                _meta(40960, model.head_dim, dtype=torch.float32),
+                norm,
+                norm,
+                1e-6,
+                *_cache(CHUNK, model.kv_heads, model.head_dim, torch.bfloat16),
+                _ints(CHUNK),
+            )
+            yield Case(
+                f"{model.heads}+{model.kv_heads} heads{'' if norm is None else ' normed'}",
+                run,
+                4 * CHUNK * width + 4 * CHUNK * model.head_dim,
+                wide_kernels=("rope_kernel",),
+            )
+
+
+def _attention(arch: str) -> Iterator[Case]:
+    model = MODELS[1]
+    own = (model.head_dim, 2)
+    for head in _heads(own, _rows(prefill_config.ROWS, arch)):
+        yield _prefill(model, *head)
+    for head in _heads(own, _rows(decode_config.ROWS, arch)):
+        yield _decode(model, *head)
+    yield _prefill(model, *own, window=1024)
+    yield _decode(model, *own, window=1024)
+
+
+def _heads(
+    own: tuple[int, int], rows: Iterable[prefill_config.Settings | decode_config.Settings]
+) -> list[tuple[int, int]]:
+    """Head and element sizes of the model and the largest that each row of a table serves."""
+    return sorted({own, *((row.max_head_dim, row.max_element_size) for row in rows)})
+
+
+def _prefill(model: Model, head_dim: int, size: int, window: int | None = None) -> Case:
+    """One sequence of CHUNK new tokens."""
+    extent = Extent(num_decodes=0, max_query_len=CHUNK, max_seq_len=CHUNK)
+    seen = CHUNK * CHUNK // 2 if window is None else CHUNK * window
+    kernel = "attention_prefill_kernel"
+    return Case(
+        f"{CHUNK} new, {_head(head_dim, size, window)}",
+        _attention_run(model, head_dim, size, window, 1, CHUNK, extent),
+        2 * size * CHUNK * (model.heads + model.kv_heads) * head_dim,
+        flops=4 * seen * model.heads * head_dim,
+        factors="bf16" if size == 2 else "fp32",
+        tensor_kernels=(kernel,) if size == 2 else (),
+    )
+
+
+def _decode(model: Model, head_dim: int, size: int, window: int | None = None) -> Case:
+    """BATCH sequences of CONTEXT tokens, one of them new."""
+    extent = Extent(num_decodes=BATCH, max_query_len=1, max_seq_len=CONTEXT)
+    seen = BATCH * min(CONTEXT, window or CONTEXT)
+    kernel = "attention_decode_kernel"
+    return Case(
+        f"{BATCH} of {CONTEXT}, {_head(head_dim, size, window)}",
+        _attention_run(model, head_dim, size, window, BATCH, BATCH, extent),
+        2 * size * (seen * model.kv_heads + BATCH * model.heads) * head_dim,
+        flops=4 * seen * model.heads * head_dim,
+        factors="bf16" if size == 2 else "fp32",
+        tensor_kernels=(kernel,) if size == 2 else (),
+        wide_kernels=(kernel,),
+    )
+
+
+def _head(head_dim: int, size: int, window: int | None) -> str:
+    dtype = "bf16" if size == 2 else "fp32"
+    return f"D {head_dim} {dtype}" + ("" if window is None else f" window {window}")
+
+
+def _attention_run(
+    model: Model,
+    head_dim: int,
+    size: int,
+    window: int | None,
+    sequences: int,
+    tokens: int,
+    extent: Extent,
+) -> Callable[[], object]:
+    dtype = torch.bfloat16 if size == 2 else torch.float32
+    blocks = -(-extent.max_seq_len // BLOCK_SIZE)
+    return partial(
+        attention,
+        _meta(tokens, model.heads, head_dim, dtype=dtype),
+        *_cache(sequences * extent.max_seq_len, model.kv_heads, head_dim, dtype),
+        _ints(sequences, blocks),
+        _ints(sequences + 1),
+        _ints(sequences),
+        extent,
+        head_dim**-0.5,
+        window,
+    )
+
+
+def _cache(tokens: int, heads: int, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    shape = (-(-tokens // BLOCK_SIZE), heads, BLOCK_SIZE, head_dim)
+    return _meta(*shape, dtype=dtype), _meta(*shape, dtype=dtype)
+
+
 def _sample(_: str) -> Iterator[Case]:
     vocabulary = MODELS[0].vocabulary
     one = _doubles(BATCH)
@@ -214,6 +328,8 @@ CASES: Mapping[str, Callable[[str], Iterator[Case]]] = {
     "embedding": _embedding,
     "rms_norm": _rms_norm,
     "linear": _linear,
+    "rope": _rope,
+    "attention": _attention,
     "silu_mul": _silu_mul,
     "sample": _sample,
     "logprobs": _logprobs,

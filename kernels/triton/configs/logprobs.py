@@ -18,7 +18,7 @@ class Settings(NamedTuple):
     capacity: int
 
 
-ROWS = {"default": (Settings(block=8192, num_warps=16, capacity=4096),)}
+ROWS = {"default": (Settings(block=4096, num_warps=16, capacity=4096),)}
 
 
 def settings(arch: str) -> Settings:

@@ -12,9 +12,9 @@ from qwell.kernels.triton.logprobs import logprobs
 
 
 def tolerance(logits, logprob):
-    """Of fp32: a lane's sum of V / 8192 terms, their tree, exp, log; and x - x_max - log_sum,
+    """Of fp32: a lane's sum of V / 4096 terms, their tree, exp, log; and x - x_max - log_sum,
     where x - x_max is as large as the log-probability."""
-    terms = logits.shape[-1] / 8192 + 32
+    terms = logits.shape[-1] / 4096 + 32
     return 2**-24 * (terms + 4 * logprob.abs().double())
 
 
