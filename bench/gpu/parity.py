@@ -91,22 +91,26 @@ def parity(
 
 
 def compare(call: Call, ops: Ops, dtype: torch.dtype) -> Parity:
-    """Run a call on both sides. An op that raises is a failure, not an error."""
-    expected = _results(call, REFERENCE, _widened(call.arguments))
-    with _poisoned():
-        actual = attempt(lambda: _finished(_results(call, ops, _copied(call))))
+    """Run a call on both sides. If one raises, also for want of memory, that is the result."""
     name = str(dtype).removeprefix("torch.")
-    family = describe(ops)[call.op]
-    if isinstance(actual, Failure):
-        return Parity(
-            call.op, call.case, name, family, math.inf, call.limit, 1.0, False, actual.text
-        )
+    known = (call.op, call.case, name, describe(ops)[call.op])
+    found = attempt(lambda: _differences(call, ops))
+    if isinstance(found, Failure):
+        return Parity(*known, math.inf, call.limit, 1.0, False, found.text)
+    error, differing = found
+    ok = error <= call.limit and differing <= call.differing
+    return Parity(*known, error, call.limit, differing, ok)
+
+
+def _differences(call: Call, ops: Ops) -> tuple[float, float]:
+    """The largest of the results, of floats and of integers."""
+    with _poisoned():
+        actual = _finished(_results(call, ops, _copied(call)))
+    expected = _results(call, REFERENCE, _widened(call.arguments))
     pairs = list(zip(actual, expected, strict=True))
     floats = [epsilons(a, e) for a, e in pairs if a.is_floating_point()]
     integers = [_differing(a, e) for a, e in pairs if not a.is_floating_point()]
-    error, differing = max(floats, default=0.0), max(integers, default=0.0)
-    ok = error <= call.limit and differing <= call.differing
-    return Parity(call.op, call.case, name, family, error, call.limit, differing, ok)
+    return max(floats, default=0.0), max(integers, default=0.0)
 
 
 def epsilons(actual: Tensor, expected: Tensor) -> float:
