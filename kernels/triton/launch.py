@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from triton.runtime.driver import driver
@@ -27,7 +28,13 @@ def arch_of(device: torch.device) -> str:
     """
     if device.type == "cpu":
         return "default"
-    target = driver.active.get_current_target()
+    return _arch(driver.active, device)
+
+
+@functools.lru_cache(maxsize=32)
+def _arch(active: Any, device: torch.device) -> str:  # noqa: ARG001 (devices may differ)
+    # Every op of every layer asks, and a driver takes some microseconds to answer.
+    target = active.get_current_target()
     return f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
 
 
