@@ -28,7 +28,8 @@ def table(about: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
     kernels = [_kernel_cells(row) for row in rows if isinstance(row, KernelTime)]
     models = [_speed_cells(row) for row in rows if isinstance(row, Speed)]
     served = [_throughput_cells(row) for row in rows if isinstance(row, Throughput)]
-    checked = [row for row in rows if isinstance(row, Parity | LogitsParity)]
+    judged = [row.parity if isinstance(row, KernelTime) else row for row in rows]
+    checked = [row for row in judged if isinstance(row, Parity | LogitsParity)]
     right = sum(row.ok for row in checked)
     lines = [f"{about['gpu']}, torch {about['torch']}, triton {about['triton']}"]
     lines += [

@@ -25,7 +25,7 @@ from qwell.bench.gpu.kernels import KernelTime, kernel_times
 from qwell.bench.gpu.model import random_model
 from qwell.bench.gpu.model_parity import logits_parity
 from qwell.bench.gpu.model_speed import Work, speeds
-from qwell.bench.gpu.parity import REFERENCE, epsilons, parity
+from qwell.bench.gpu.parity import REFERENCE, Parity, epsilons, parity
 from qwell.bench.gpu.report import is_sound, table
 from qwell.bench.gpu.run import run_sections
 from qwell.bench.gpu.serving import engine_speeds, throughput
@@ -287,6 +287,11 @@ def kernels(ceilings: Ceilings) -> Iterator[KernelTime]:
     yield from kernel_times(CPU, torch.bfloat16, REFERENCE, StubTimer(), ceilings, (step,))
 
 
+def wrong_silu_mul(_: Ceilings) -> Iterator[Parity]:
+    ops = replace(REFERENCE, silu_mul=lambda x: torch.empty_like(x[:, : x.shape[1] // 2]))
+    yield from parity(CPU, lambda _: ops, {torch.bfloat16: (MIXED,)}, ("rms_norm", "silu_mul"))
+
+
 def a_ceiling(_: Ceilings) -> Iterator[Ceilings]:
     yield CEILINGS
 
@@ -328,7 +333,17 @@ def test_the_results_are_json_and_a_table(tmp_path: Path) -> None:
     assert is_sound(outcomes)
     text = table(ABOUT, outcomes)
     assert "gate_up" in text
-    assert "parity: 0 of 0 right" in text
+    checks = len(timed["rows"])
+    assert f"parity: {checks} of {checks} right" in text
+
+
+def test_what_is_wrong_is_named_and_counts(tmp_path: Path) -> None:
+    results, outcomes = run(tmp_path, (Section("parity", wrong_silu_mul, 60),))
+    bad = [row for row in results["sections"][0]["rows"] if not row["ok"]]
+    assert [row["op"] for row in bad] == ["silu_mul"]
+    assert bad[0]["error"] is None  # NaN has no size
+    assert not is_sound(outcomes)
+    assert "silu_mul mixed bfloat16: inf epsilons off" in table(ABOUT, outcomes)
 
 
 def test_sections_that_end_badly_stop_no_other(tmp_path: Path) -> None:
