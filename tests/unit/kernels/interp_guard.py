@@ -138,8 +138,14 @@ class GuardedBuilder(InterpreterBuilder):
             return TensorHandle(_to_bfloat16(src.data.astype(np.float32)), target)
         return super().cast_impl(src, dst_type)
 
-    def create_dot(self, a: TensorHandle, b: TensorHandle, *rest: Any) -> TensorHandle:
-        return super().create_dot(_widened(a), _widened(b), *rest)
+    def create_dot(self, a: TensorHandle, b: TensorHandle, d: TensorHandle, *rest: Any) -> Any:
+        # A BLAS sums in an order of its own for every shape of tile and number of threads, a
+        # tensor core does not. Sums in fp64 are rounded to fp32 alike, whatever their order.
+        if not (a.dtype.is_floating() and b.dtype.is_floating()):
+            return super().create_dot(a, b, d, *rest)
+        a, b = _widened(a), _widened(b)
+        total = np.matmul(a.data, b.data, dtype=np.float64) + d.data
+        return TensorHandle(total.astype(d.data.dtype), d.dtype.scalar)
 
     def unary_op(self, arg: TensorHandle, op: Callable[..., Any]) -> TensorHandle:
         _refuse_bfloat16(op.__name__, arg)

@@ -12,7 +12,8 @@ def test_kernels_in_the_interpreter():
     folder = Path(__file__).parent / "interpreter"
     # -I: the repository root must not get onto sys.path, where `kernels` would be found.
     run = subprocess.run(
-        [sys.executable, "-I", "-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder)],
+        # Two at a time: interpreted kernels keep one core busy each.
+        [*(sys.executable, "-I", "-m", "pytest"), *("-q", "-n2", "-p", "no:cacheprovider"), folder],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
