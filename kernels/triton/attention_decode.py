@@ -208,7 +208,7 @@ def programs_per_head(num_splits: int, num_heads: int) -> int:
     Enough to fill a GPU several times. More would mostly find nothing to do, as launches are
     sized for the longest sequence, in captured graphs even for the longest possible one.
     """
-    return min(num_splits, max(16, triton.cdiv(4096, num_heads)))
+    return min(num_splits, max(16, -(-4096 // num_heads)))
 
 
 def attention_decode(
