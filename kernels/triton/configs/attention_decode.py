@@ -28,14 +28,14 @@ class Settings(NamedTuple):
     num_stages: int
 
 
-_WIDE = (Settings(256, 4, 16, 4, 2),)  # products without tensor cores
+_WIDE = (Settings(128, 4, 16, 4, 2), Settings(256, 4, 16, 8, 2))  # products without tensor cores
 
 # Two or three tiles in flight a program, and two to four programs an SM: more than memory needs.
 _HOPPER = (Settings(128, 2, 64, 4, 3), Settings(256, 2, 32, 4, 3), *_WIDE)
 _SMALL = (  # 100 KiB of shared memory an SM
     Settings(64, 2, 64, 4, 3),
     Settings(128, 2, 32, 4, 3),
-    Settings(256, 2, 32, 4, 2),
+    Settings(256, 2, 32, 8, 2),
     *_WIDE,
 )
 _AMD = (Settings(256, 2, 32, 4, 2), *_WIDE)
@@ -44,7 +44,7 @@ ROWS = {
     "default": (
         Settings(64, 2, 64, 4, 3),
         Settings(128, 2, 32, 4, 4),
-        Settings(256, 2, 32, 4, 3),
+        Settings(256, 2, 32, 8, 3),
         *_WIDE,
     ),
     "sm_86": _SMALL,

@@ -21,7 +21,18 @@ class Settings(NamedTuple):
 
 
 _WIDE = (Settings(256, 4, 16, 4, 2),)  # products without tensor cores
-_AMD = (Settings(64, 2, 128, 4, 2), Settings(256, 2, 64, 4, 2), *_WIDE)
+_SMALL = (
+    Settings(64, 2, 64, 4, 3),
+    Settings(128, 2, 64, 8, 2),
+    Settings(256, 2, 32, 8, 2),
+    *_WIDE,
+)
+_AMD = (
+    Settings(64, 2, 128, 4, 2),
+    Settings(128, 2, 64, 4, 2),
+    Settings(256, 2, 32, 4, 2),
+    *_WIDE,
+)
 
 # Registers limit all of these: a row keeps the split it works on beside those already merged.
 ROWS = {
@@ -31,8 +42,11 @@ ROWS = {
         Settings(256, 2, 64, 8, 2),
         *_WIDE,
     ),
+    "sm_86": _SMALL,
+    "sm_89": _SMALL,
     "sm_90": (Settings(128, 2, 128, 8, 3), Settings(256, 2, 64, 8, 2), *_WIDE),
     "sm_100": (Settings(64, 2, 128, 8, 3), Settings(256, 2, 64, 8, 2), *_WIDE),
+    "sm_120": _SMALL,
     "gfx942": _AMD,
     "gfx950": _AMD,
 }
