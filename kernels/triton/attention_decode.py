@@ -1,8 +1,8 @@
 """attention of sequences with one query each: splits of the keys side by side, then their merge.
 
 A program holds the query heads of one key/value head, so that keys and values are read once, and
-one split of the keys (Flash-Decoding, pytorch.org/blog/flash-decoding). Splits have a fixed
-size: what is summed in which order depends on a sequence's own length only.
+takes a split of the keys at a time (Flash-Decoding, pytorch.org/blog/flash-decoding). Splits have
+a fixed size: what is summed in which order depends on a sequence's own length only.
 """
 
 from __future__ import annotations
