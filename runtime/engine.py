@@ -15,7 +15,7 @@ from qwell.runtime.decode_graphs import DecodeGraphs, bucket_sizes, cuda_capture
 from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.errors import RequestError
 from qwell.runtime.kv_cache import BLOCK_SIZE, BlockPool, blocks_for
-from qwell.runtime.loader import LoadedModel, load_model
+from qwell.runtime.loader import LoadedModel, dtype_name, load_model
 from qwell.runtime.messages import EngineInfo, FinishReason, TokenOutput
 from qwell.runtime.sampler import sample_next
 from qwell.runtime.sampling_params import SamplingParams
@@ -65,7 +65,7 @@ class Engine:
             kv_cache_tokens=model.num_blocks * BLOCK_SIZE,
             vocab_size=model.config.vocab_size,
             device=str(model.device),
-            dtype=str(model.dtype).removeprefix("torch."),
+            dtype=dtype_name(model.dtype),
         )
 
     @property

@@ -19,7 +19,7 @@ from qwell.runtime.engine_options import Device, DType, EngineOptions
 from qwell.runtime.messages import EngineInfo, FinishReason
 from qwell.runtime.sampling_params import SamplingParams
 from qwell.runtime.text_stream import TextStream
-from qwell.runtime.tokenizer import TOKENIZER_FILE, Tokenizer
+from qwell.runtime.tokenizer import Tokenizer, has_tokenizer
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,8 @@ class LLM:
     ) -> None:
         self._folder = Path(options.model)
         # A checkpoint without a tokenizer still runs on token ids.
-        has_tokenizer = (self._folder / TOKENIZER_FILE).is_file() or any(
-            self._folder.glob("*.tiktoken")
-        )
         self.defaults = load_generation_defaults(
-            self._folder, self.tokenizer if has_tokenizer else None
+            self._folder, self.tokenizer if has_tokenizer(self._folder) else None
         )
         eos_token_ids = (*options.eos_token_ids, *self.defaults.eos_token_ids)
         options = msgspec.structs.replace(options, eos_token_ids=eos_token_ids)

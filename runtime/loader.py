@@ -82,7 +82,7 @@ def load_model(
         num_blocks = _pool_blocks(options, decoder, wanted, dtype, device)
         cache = allocate(config, num_blocks, dtype, device)
     max_model_len = min(wanted, num_blocks * BLOCK_SIZE)
-    log.info("%s: %s on %s in %s", folder, config.architecture, device, _name(dtype))
+    log.info("%s: %s on %s in %s", folder, config.architecture, device, dtype_name(dtype))
     log.info("kernels: %s", ", ".join(f"{op}={name}" for op, name in describe(ops).items()))
     log.info(
         "KV cache: %d tokens (%.2f GiB), sequences of up to %d tokens",
@@ -172,5 +172,6 @@ def _dtype(name: str) -> torch.dtype:
     return dtype
 
 
-def _name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """As options and checkpoints spell it: "bfloat16"."""
     return str(dtype).removeprefix("torch.")

@@ -24,7 +24,7 @@ def sample_next(ops: Ops, logits: Tensor, sequences: SequenceOf[Sequence]) -> li
     cu_seen = [0]
     for sequence in sequences:
         if sequence.params.repetition_penalty != 1.0:
-            seen += sorted(set(sequence.token_ids))
+            seen += set(sequence.token_ids)
         cu_seen.append(len(seen))
 
     draws = [uniform(sequence.seed, sequence.num_generated) for sequence in sequences]

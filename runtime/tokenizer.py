@@ -126,8 +126,17 @@ def _load_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
         raise CheckpointError(f"{path} is not a readable tokenizer file: {error}") from error
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a checkpoint brings a tokenizer, sound or not."""
+    return (folder / TOKENIZER_FILE).is_file() or bool(_tiktoken_files(folder))
+
+
+def _tiktoken_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.tiktoken"))
+
+
 def _find_tiktoken(folder: Path) -> Path:
-    found = sorted(folder.glob("*.tiktoken"))
+    found = _tiktoken_files(folder)
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
         raise CheckpointError(

@@ -11,9 +11,6 @@ from triton.runtime.driver import driver
 
 from qwell.kernels.errors import KernelError
 
-ARCHS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950")
-"""Architectures that tables may have rows of their own for; others take the "default" rows."""
-
 OLDEST_CAPABILITY = (8, 0)
 """The first NVIDIA GPUs that compute with bfloat16 and copy to shared memory asynchronously."""
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from qwell.kernels.ops import Extent
 from qwell.kernels.reference.attention import attention as reference
@@ -29,21 +27,6 @@ class Paged:
     v_cache: Tensor
     block_table: Tensor
     lengths: list[int]
-
-
-@pytest.fixture
-def ordered_dot(monkeypatch):
-    """Dots that sum in ascending order: BLAS, which the interpreter asks, gives a row other bits
-    in another place of the matrix, as tensor cores do not."""
-
-    def create_dot(_builder, a, b, d, *_precision):
-        left, right = a.data.astype(np.float32), b.data.astype(np.float32)
-        total = np.zeros_like(d.data)
-        for k in range(left.shape[1]):
-            total += left[:, k, None] * right[k]
-        return TensorHandle(total + d.data, d.dtype.scalar)
-
-    monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
 
 
 def _paged(lengths, num_kv_heads, head_dim, dtype, block_size=16):
@@ -128,7 +111,6 @@ def test_equals_reference(
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("window", [None, 1, SPLIT - 5, SPLIT + 40])
-@pytest.mark.usefixtures("ordered_dot")
 def test_decode_and_prefill_give_the_same_bits(window, dtype, interp_guard, nan_empty):
     lengths = [2 * SPLIT + 70, SPLIT, 1]
     paged = _paged(lengths, 1, 16, dtype)
@@ -141,7 +123,6 @@ def test_decode_and_prefill_give_the_same_bits(window, dtype, interp_guard, nan_
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.usefixtures("ordered_dot")
 def test_a_sequence_has_the_same_bits_alone(dtype, interp_guard):
     counts, lengths = [1, 1, 5, 20], [SPLIT + 30, 7, SPLIT + 4, 20]
     paged = _paged(lengths, 1, 16, dtype)
@@ -175,13 +156,11 @@ def _chunks_equal_the_whole(window, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("window", [None, 50])
-@pytest.mark.usefixtures("ordered_dot")
 def test_chunks_have_the_bits_of_the_whole(window, dtype, interp_guard):
     with interp_guard():
         assert _chunks_equal_the_whole(window, dtype)
 
 
-@pytest.mark.usefixtures("ordered_dot")
 def test_a_split_that_depends_on_the_launch_changes_bits(interp_guard, monkeypatch):
     """What the tests above would say if prefill and decode did not split alike."""
     monkeypatch.setattr(prefill_module, "SPLIT", 2 * SPLIT)
