@@ -8,7 +8,7 @@ equal bits in every batch are not asked for. Letters as in kernels/ops.py; weigh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 from torch import Tensor
@@ -93,3 +93,9 @@ class FusedOps:
     merge_linear_add: MergeLinearAdd
     norm_linear_silu_mul: NormLinearSiluMul
     linear_add: LinearAdd
+
+
+FUSED_OP_NAMES = tuple(field.name for field in fields(FusedOps))
+
+REPLACED_OPS = frozenset({"rms_norm", "linear", "rope", "attention", "silu_mul"})
+"""Ops of kernels/ops.py that do not run where fused ones do."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 
 from qwell.kernels.checks import MODEL_DTYPES
 from qwell.kernels.errors import KernelError
+from qwell.kernels.fused_ops import FUSED_OP_NAMES, REPLACED_OPS, FusedOps
 from qwell.kernels.ops import OP_NAMES, Ops
 
 
@@ -23,11 +24,13 @@ class Candidate:
         devices: types of torch devices it serves (HIP devices call themselves "cuda"); None
             serves all.
         dtypes: model dtypes it serves.
+        batch_invariant: whether a token's bits are the same in every batch, by design.
     """
 
     family: str
     devices: tuple[str, ...] | None
     dtypes: tuple[torch.dtype, ...] = MODEL_DTYPES
+    batch_invariant: bool = True
 
     def serves(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether tensors of this device and dtype may be given to it."""
@@ -37,13 +40,14 @@ class Candidate:
 _REFERENCE = Candidate("reference", devices=None)
 _NATIVE = Candidate("native", devices=("cpu",))
 _TRITON = Candidate("triton", devices=("cuda",))
+_BLAS = Candidate("blas", devices=("cuda",), batch_invariant=False)
 
-# The first candidate that serves the device and dtype is taken.
+# The first candidate that serves the device and dtype, and is batch-invariant where that is asked
+# for, is taken.
 _CANDIDATES: dict[str, tuple[Candidate, ...]] = {
     "embedding": (_TRITON, _REFERENCE),
     "rms_norm": (_NATIVE, _TRITON, _REFERENCE),
-    # On GPUs the reference of dense weights is cuBLAS, whose bits depend on the batch.
-    "linear": (_TRITON, _REFERENCE),
+    "linear": (_BLAS, _TRITON, _REFERENCE),
     "rope": (_TRITON, _REFERENCE),
     "attention": (_TRITON, _REFERENCE),
     "silu_mul": (_TRITON, _REFERENCE),
@@ -56,13 +60,15 @@ def build_ops(
     device: torch.device,
     dtype: torch.dtype,
     overrides: Mapping[str, Callable[..., Any] | str] | None = None,
+    batch_invariant: bool = True,
 ) -> Ops:
     """Choose one implementation per op for a model on `device` with `dtype` weights.
 
     overrides maps op names to what serves instead of the choice made here: a callable, or the
-    name of a family that serves the device. Raises KernelError for an op or a family that does
-    not exist, a dtype that nothing serves, or an implementation that this installation cannot
-    import.
+    name of a family that serves the device. Without batch_invariant the choice may fall on
+    implementations whose bits depend on the batch. Raises KernelError for an op or a family that
+    does not exist, a dtype that nothing serves, or an implementation that this installation
+    cannot import.
     """
     wanted = dict(overrides or {})
     unknown = sorted(wanted.keys() - set(OP_NAMES))
@@ -72,9 +78,22 @@ def build_ops(
     for op in OP_NAMES:
         override = wanted.get(op)
         if override is None or isinstance(override, str):
-            override = _load(op, _choose(op, device, dtype, override))
+            override = _load(op, _choose(op, device, dtype, override, batch_invariant))
         chosen[op] = override
     return Ops(**chosen)
+
+
+def build_fused_ops(
+    device: torch.device, dtype: torch.dtype, overridden: Collection[str] = ()
+) -> FusedOps | None:
+    """The fused ops for a model on `device`, or None where nothing serves.
+
+    None too where one of the ops that they replace is overridden: it is meant to run. Raises
+    KernelError where this installation cannot import them.
+    """
+    if not _TRITON.serves(device, dtype) or REPLACED_OPS.intersection(overridden):
+        return None
+    return FusedOps(**{op: _load(op, _TRITON) for op in FUSED_OP_NAMES})
 
 
 def describe(ops: Ops) -> dict[str, str]:
@@ -82,11 +101,15 @@ def describe(ops: Ops) -> dict[str, str]:
     return {op: _origin(getattr(ops, op)) for op in OP_NAMES}
 
 
-def _choose(op: str, device: torch.device, dtype: torch.dtype, family: str | None) -> Candidate:
+def _choose(
+    op: str, device: torch.device, dtype: torch.dtype, family: str | None, batch_invariant: bool
+) -> Candidate:
     """The first candidate that serves, of the named family if there is a name."""
     serving = [c for c in _CANDIDATES[op] if c.serves(device, dtype)]
     for candidate in serving:
-        if family in (None, candidate.family):
+        if family == candidate.family:
+            return candidate
+        if family is None and (candidate.batch_invariant or not batch_invariant):
             return candidate
     known = ", ".join(c.family for c in serving) or "none"
     wanted = "" if family is None else f" in {family!r}"

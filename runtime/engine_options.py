@@ -25,6 +25,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
         gpu_memory_utilization: share of a GPU's memory that weights, steps and cache may take
             together, in (0, 1].
         eager: run every step op by op; on GPUs decode steps are captured and replayed otherwise.
+        batch_invariant: compute every token with the same bits whatever else is in its batch; on
+            GPUs steps of a few tokens take fewer launches, and many tokens BLAS, without it.
         max_batch_tokens: most tokens that one step computes; longer prompts run in chunks.
         max_num_seqs: most sequences that run at once; others wait.
         kernels: family that serves an op instead of the chosen one, by op name: {"linear":
@@ -40,6 +42,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     gpu_memory_utilization: float = 0.9
     eager: bool = False
     kernels: Mapping[str, str] = {}
+    batch_invariant: bool = True
     max_batch_tokens: int = 512
     max_num_seqs: int = 64
     eos_token_ids: tuple[int, ...] = ()

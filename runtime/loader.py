@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from qwell.kernels.errors import KernelError
-from qwell.kernels.registry import build_ops, describe
+from qwell.kernels.fused_ops import MAX_FUSED_TOKENS
+from qwell.kernels.registry import build_fused_ops, build_ops, describe
 from qwell.runtime.batch import build_batch
 from qwell.runtime.checkpoint.config import ModelConfig
 from qwell.runtime.checkpoint.shards import Shards
@@ -74,16 +75,21 @@ def load_model(
             from qwell.kernels.triton.launch import check_gpu
 
             check_gpu(device)
-        ops = build_ops(device, dtype, {**options.kernels, **(kernels or {})})
+        overrides = {**options.kernels, **(kernels or {})}
+        ops = build_ops(device, dtype, overrides, options.batch_invariant)
+        fused = None if options.batch_invariant else build_fused_ops(device, dtype, overrides)
     except KernelError as error:
         raise EngineStartError(str(error)) from error
     with torch.inference_mode():
-        decoder = load_dense(Shards(folder), family.names, config, ops, wanted, dtype, device)
+        shards = Shards(folder)
+        decoder = load_dense(shards, family.names, config, ops, fused, wanted, dtype, device)
         num_blocks = _pool_blocks(options, decoder, wanted, dtype, device)
         cache = allocate(config, num_blocks, dtype, device)
     max_model_len = min(wanted, num_blocks * BLOCK_SIZE)
     log.info("%s: %s on %s in %s", folder, config.architecture, device, dtype_name(dtype))
     log.info("kernels: %s", ", ".join(f"{op}={name}" for op, name in describe(ops).items()))
+    if fused is not None:
+        log.info("steps of up to %d decodes run fused ops", MAX_FUSED_TOKENS)
     log.info(
         "KV cache: %d tokens (%.2f GiB), sequences of up to %d tokens",
         num_blocks * BLOCK_SIZE,

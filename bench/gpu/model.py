@@ -73,7 +73,7 @@ def random_model(
         )
     family = FAMILIES[parsed.architecture]
     decoder = load_dense(
-        RandomShards(shapes, device), family.names, parsed, ops, max_model_len, dtype, device
+        RandomShards(shapes, device), family.names, parsed, ops, None, max_model_len, dtype, device
     )
     blocks = blocks_for(cache_tokens)
     cache = allocate(parsed, blocks, dtype, device)

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qwell.kernels.fused_ops import MAX_FUSED_TOKENS, FusedOps
 from qwell.kernels.ops import Ops
 from qwell.runtime.batch import Batch
 from qwell.runtime.checkpoint.config import ModelConfig
 from qwell.runtime.checkpoint.shards import Shards
 from qwell.runtime.kv_cache import KVCache
 from qwell.runtime.layers.attention import Attention
+from qwell.runtime.layers.decoder import DecoderLayer
 from qwell.runtime.layers.mlp import Mlp
 from qwell.runtime.layers.rotary import cos_sin_table
 
@@ -43,21 +45,16 @@ class TensorNames:
 
 
 @dataclass(frozen=True)
-class DecoderLayer:
-    """x += attention(norm(x)); x += mlp(norm(x))."""
-
-    input_norm: Tensor
-    attention: Attention
-    post_norm: Tensor
-    mlp: Mlp
-
-
-@dataclass(frozen=True)
 class DenseDecoder:
-    """Embedding, decoder layers, final norm, head. Weights are plain tensors, the math is ops."""
+    """Embedding, decoder layers, final norm, head. Weights are plain tensors, the math is ops.
+
+    Attributes:
+        fused: ops for steps of a few decodes, where their bits need not be those of `ops`.
+    """
 
     config: ModelConfig
     ops: Ops
+    fused: FusedOps | None
     embedding: Tensor
     layers: list[DecoderLayer]
     final_norm: Tensor
@@ -66,18 +63,26 @@ class DenseDecoder:
 
     def forward(self, batch: Batch, cache: KVCache) -> Tensor:
         """Logits of the batch's logit_rows, fp32 [R, V]; keys and values go to the cache."""
-        ops, eps = self.ops, self.config.rms_norm_eps
+        ops = self.ops
         x = ops.embedding(batch.input_ids, self.embedding)
         residual: Tensor | None = None
         for layer, k_cache, v_cache in zip(self.layers, cache.k, cache.v, strict=True):
-            x, residual = ops.rms_norm(x, layer.input_norm, eps, residual)
-            x = layer.attention(ops, x, batch, self.cos_sin, k_cache, v_cache)
-            x, residual = ops.rms_norm(x, layer.post_norm, eps, residual)
-            x = layer.mlp(ops, x)
-        assert residual is not None, "a decoder has at least one layer"
+            if self.fused is not None and _is_small_decode(batch):
+                x = layer.fused(self.fused, x, batch, self.cos_sin, k_cache, v_cache)
+            else:
+                x, residual = layer(ops, x, residual, batch, self.cos_sin, k_cache, v_cache)
         rows = batch.logit_rows
-        x, _ = ops.rms_norm(x[rows], self.final_norm, eps, residual[rows])
+        x, _ = ops.rms_norm(
+            x[rows],
+            self.final_norm,
+            self.config.rms_norm_eps,
+            None if residual is None else residual[rows],
+        )
         return ops.linear(x, self.head).float()
+
+
+def _is_small_decode(batch: Batch) -> bool:
+    return batch.extent.num_decodes == len(batch.input_ids) <= MAX_FUSED_TOKENS
 
 
 def load_dense(
@@ -85,6 +90,7 @@ def load_dense(
     names: TensorNames,
     config: ModelConfig,
     ops: Ops,
+    fused: FusedOps | None,
     max_model_len: int,
     dtype: torch.dtype,
     device: torch.device,
@@ -110,6 +116,7 @@ def load_dense(
     return DenseDecoder(
         config=config,
         ops=ops,
+        fused=fused,
         embedding=embedding,
         layers=[
             _load_layer(load, names, prefix, config, config.windows[i])
@@ -146,6 +153,7 @@ def _load_layer(
             gate_up=load(prefix + names.gate, prefix + names.up),
             down=load(prefix + names.down),
         ),
+        eps=config.rms_norm_eps,
     )
 
 

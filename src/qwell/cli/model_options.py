@@ -62,6 +62,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="serve an op by another family: reference, native, triton; may be repeated",
     )
+    parser.add_argument(
+        "--batch-invariant",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="same bits for a token in every batch; GPUs may be faster without (default: on)",
+    )
 
 
 def settle_device(arguments: argparse.Namespace) -> None:
@@ -83,6 +89,7 @@ def engine_options(arguments: argparse.Namespace, model: str) -> EngineOptions:
         gpu_memory_utilization=arguments.gpu_memory_utilization,
         eager=arguments.eager,
         kernels=dict(arguments.kernel),
+        batch_invariant=arguments.batch_invariant,
     )
 
 

@@ -11,7 +11,7 @@ import torch
 
 from qwell.kernels.errors import KernelError
 from qwell.kernels.ops import OP_NAMES
-from qwell.kernels.registry import build_ops, describe
+from qwell.kernels.registry import build_fused_ops, build_ops, describe
 
 MODEL_DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -57,6 +57,21 @@ def test_an_override_may_name_a_family():
     families = describe(build_ops(device, torch.bfloat16, {"linear": "reference"}))
     assert families.pop("linear") == "reference"
     assert set(families.values()) == {"triton"}
+
+
+def test_blas_serves_where_bits_may_depend_on_the_batch():
+    device = torch.device("cuda")
+    families = describe(build_ops(device, torch.bfloat16, batch_invariant=False))
+    assert families.pop("linear") == "blas"
+    assert set(families.values()) == {"triton"}
+    named = build_ops(device, torch.bfloat16, {"linear": "triton"}, batch_invariant=False)
+    assert describe(named)["linear"] == "triton"
+
+
+def test_fused_ops_are_for_gpus_and_never_in_the_way_of_an_override():
+    assert build_fused_ops(torch.device("cpu"), torch.float32) is None
+    for op in ("linear", "rms_norm", "attention", "rope", "silu_mul"):
+        assert build_fused_ops(torch.device("cuda"), torch.bfloat16, {op: "reference"}) is None
 
 
 @pytest.mark.parametrize(
