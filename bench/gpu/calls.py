@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qwell.bench.kernels.cases import Model
+from qwell.bench.kernels.models import Model
 from qwell.kernels.ops import MAX_TOP_LOGPROBS, OP_NAMES, Extent
 from qwell.kernels.quantize import quantize_fp8, quantize_int4, quantize_int8
 from qwell.kernels.weights import Weight

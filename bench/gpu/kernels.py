@@ -12,7 +12,7 @@ from qwell.bench.gpu.calls import Call, Calls, Step, decode, prefill
 from qwell.bench.gpu.ceilings import Ceilings
 from qwell.bench.gpu.parity import Parity, compare
 from qwell.bench.gpu.timing import Timer
-from qwell.bench.kernels.cases import MODELS
+from qwell.bench.kernels.models import MODELS
 from qwell.kernels.ops import Ops
 
 

@@ -11,7 +11,7 @@ from qwell.bench.gpu.calls import matrices
 from qwell.bench.gpu.ceilings import Ceilings
 from qwell.bench.gpu.model import step_batch
 from qwell.bench.gpu.timing import Timer
-from qwell.bench.kernels.cases import Model
+from qwell.bench.kernels.models import Model
 from qwell.runtime.decode_graphs import Capture, DecodeGraphs
 from qwell.runtime.kv_cache import bytes_per_token
 from qwell.runtime.loader import LoadedModel

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qwell.bench.gpu.attempt import Failure, attempt
 from qwell.bench.gpu.calls import Call, Calls, Step
-from qwell.bench.kernels.cases import MODELS, Model
+from qwell.bench.kernels.models import MODELS, Model
 from qwell.kernels.ops import OP_NAMES, Ops
 from qwell.kernels.reference.attention import attention
 from qwell.kernels.reference.embedding import embedding

@@ -15,6 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from qwell.bench.kernels.models import MODELS, Model
 from qwell.kernels.ops import MAX_TOP_LOGPROBS, Extent
 from qwell.kernels.triton.attention import attention
 from qwell.kernels.triton.configs import attention_decode as decode_config
@@ -39,7 +40,6 @@ BATCH = 256
 CHUNK = 4096
 """Tokens of a step that prefills."""
 
-
 CONTEXT = 4096
 """Tokens of each sequence that decodes."""
 
@@ -47,25 +47,6 @@ SMALL_BATCH = 32
 """Up to so many tokens linear is bound by reading weights."""
 
 Row = TypeVar("Row")
-
-
-@dataclass(frozen=True)
-class Model:
-    """Sizes of a model: the letters of kernels/ops.py spelt out."""
-
-    name: str
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    mlp: int
-    vocabulary: int
-
-
-MODELS = (
-    Model("Qwen3-0.6B", 1024, 16, 8, 128, 3072, 151936),
-    Model("Qwen3-8B", 4096, 32, 8, 128, 12288, 151936),
-)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from qwell.bench.gpu.report import is_sound, table
 from qwell.bench.gpu.run import run_sections
 from qwell.bench.gpu.serving import engine_speeds, throughput
 from qwell.bench.gpu.timing import HostTimer
-from qwell.bench.kernels.cases import Model
+from qwell.bench.kernels.models import Model
 from qwell.cli import main
 from qwell.kernels.ops import OP_NAMES, Ops
 from qwell.kernels.reference import rms_norm as reference_rms_norm
@@ -396,7 +396,7 @@ from qwell.bench.gpu.model import random_model
 from qwell.bench.gpu.parity import REFERENCE
 from qwell.bench.gpu.serving import throughput
 from qwell.bench.gpu.timing import HostTimer
-from qwell.bench.kernels.cases import Model
+from qwell.bench.kernels.models import Model
 
 if __name__ == "__main__":
     cpu, ceilings = torch.device("cpu"), Ceilings(1e9, 1e9)
