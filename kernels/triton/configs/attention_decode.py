@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from qwell.kernels.triton.configs.table_file import read_table, table_file
 from qwell.kernels.triton.launch import pick
 
 SPLIT = 256
@@ -28,33 +29,10 @@ class Settings(NamedTuple):
     num_stages: int
 
 
-_WIDE = (Settings(128, 4, 16, 4, 2), Settings(256, 4, 16, 8, 2))  # products without tensor cores
-
-# Two or three tiles in flight a program, and two to four programs an SM: more than memory needs.
-_HOPPER = (Settings(128, 2, 64, 4, 3), Settings(256, 2, 32, 4, 3), *_WIDE)
-_SMALL = (  # 100 KiB of shared memory an SM
-    Settings(64, 2, 64, 4, 3),
-    Settings(128, 2, 32, 4, 3),
-    Settings(256, 2, 32, 8, 2),
-    *_WIDE,
-)
-_AMD = (Settings(256, 2, 32, 4, 2), *_WIDE)
-
-ROWS = {
-    "default": (
-        Settings(64, 2, 64, 4, 3),
-        Settings(128, 2, 32, 4, 4),
-        Settings(256, 2, 32, 8, 3),
-        *_WIDE,
-    ),
-    "sm_86": _SMALL,
-    "sm_89": _SMALL,
-    "sm_90": _HOPPER,
-    "sm_100": _HOPPER,
-    "sm_120": _SMALL,
-    "gfx942": _AMD,
-    "gfx950": _AMD,
-}
+ROWS = read_table(table_file(__file__), "ROWS", Settings)
+"""Elements of four bytes are multiplied without tensor cores. Two or three tiles are in flight a
+program, with two to four programs an SM; on Hopper that is more than memory needs, while sm_86,
+sm_89 and sm_120 have but 100 KiB of shared memory an SM."""
 
 
 def settings(arch: str, head_dim: int, element_size: int) -> Settings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from qwell.kernels.triton.configs.table_file import read_table, table_file
 from qwell.kernels.triton.launch import pick
 
 
@@ -20,36 +21,9 @@ class Settings(NamedTuple):
     num_stages: int
 
 
-_WIDE = (Settings(256, 4, 16, 4, 2),)  # products without tensor cores
-_SMALL = (
-    Settings(64, 2, 64, 4, 3),
-    Settings(128, 2, 64, 8, 2),
-    Settings(256, 2, 32, 8, 2),
-    *_WIDE,
-)
-_AMD = (
-    Settings(64, 2, 128, 4, 2),
-    Settings(128, 2, 64, 4, 2),
-    Settings(256, 2, 32, 4, 2),
-    *_WIDE,
-)
-
-# Registers limit all of these: a row keeps the split it works on beside those already merged.
-ROWS = {
-    "default": (
-        Settings(64, 2, 64, 4, 3),
-        Settings(128, 2, 64, 4, 2),
-        Settings(256, 2, 64, 8, 2),
-        *_WIDE,
-    ),
-    "sm_86": _SMALL,
-    "sm_89": _SMALL,
-    "sm_90": (Settings(128, 2, 128, 8, 3), Settings(256, 2, 64, 8, 2), *_WIDE),
-    "sm_100": (Settings(64, 2, 128, 8, 3), Settings(256, 2, 64, 8, 2), *_WIDE),
-    "sm_120": _SMALL,
-    "gfx942": _AMD,
-    "gfx950": _AMD,
-}
+ROWS = read_table(table_file(__file__), "ROWS", Settings)
+"""Registers limit all of these: a row keeps the split it works on beside those already merged.
+Elements of four bytes are multiplied without tensor cores."""
 
 
 def settings(arch: str, head_dim: int, element_size: int) -> Settings:

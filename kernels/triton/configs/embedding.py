@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from typing import NamedTuple
 
+from qwell.kernels.triton.configs.table_file import read_table, table_file
 from qwell.kernels.triton.launch import pick
 
 
@@ -16,12 +16,8 @@ class Settings(NamedTuple):
     num_warps: int
 
 
-# Eight elements a thread: a 128-bit access of 16-bit elements.
-ROWS = {
-    "default": (Settings(256, 256, 1), Settings(sys.maxsize, 1024, 4)),
-    "gfx942": (Settings(512, 512, 1), Settings(sys.maxsize, 1024, 2)),
-    "gfx950": (Settings(512, 512, 1), Settings(sys.maxsize, 1024, 2)),
-}
+ROWS = read_table(table_file(__file__), "ROWS", Settings)
+"""Eight elements a thread: a 128-bit access of 16-bit elements."""
 
 
 def settings(arch: str, width: int) -> Settings:

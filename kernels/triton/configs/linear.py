@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from qwell.kernels.triton.configs.table_file import read_table, table_file
 from qwell.kernels.triton.launch import pick
 
 
@@ -27,47 +27,16 @@ class Settings(NamedTuple):
     spread: bool
 
 
-ANY = sys.maxsize
+_FILE = table_file(__file__)
 
-_DENSE = (
-    Settings(16, 16, 64, num_warps=4, num_stages=5, spread=True),
-    Settings(64, 64, 64, num_warps=4, num_stages=4, spread=True),
-    Settings(256, 128, 64, num_warps=4, num_stages=3, spread=True),
-    Settings(ANY, 128, 128, num_warps=8, num_stages=3, spread=False),
-)
-_DENSE_CDNA = (  # 64 KiB of shared memory, warps of 64 threads
-    Settings(16, 16, 64, num_warps=2, num_stages=3, spread=True),
-    Settings(64, 64, 64, num_warps=4, num_stages=2, spread=True),
-    Settings(ANY, 128, 128, num_warps=8, num_stages=2, spread=False),
-)
-# 32 tokens rather than 16: their 32 columns are then one 128-bit load a thread.
-_PACKED = (
-    Settings(32, 32, 64, num_warps=4, num_stages=3, spread=True),
-    Settings(256, 64, 64, num_warps=4, num_stages=3, spread=True),
-    Settings(ANY, 64, 128, num_warps=8, num_stages=3, spread=False),
-)
-_PACKED_SM_120 = (  # 64 tokens spill there
-    Settings(256, 32, 64, num_warps=4, num_stages=3, spread=True),
-    Settings(ANY, 32, 128, num_warps=8, num_stages=3, spread=False),
-)
-_PACKED_CDNA = (
-    Settings(32, 32, 64, num_warps=2, num_stages=2, spread=True),
-    Settings(ANY, 64, 64, num_warps=4, num_stages=2, spread=True),
-)
-# Without tensor cores: for finding errors, not for speed.
-_FLOAT32 = (
-    Settings(64, 16, 64, num_warps=4, num_stages=2, spread=True),
-    Settings(ANY, 16, 64, num_warps=4, num_stages=2, spread=False),
-)
+DENSE = read_table(_FILE, "DENSE", Settings)
+"""CDNA has 64 KiB of shared memory and warps of 64 threads."""
 
-DENSE = {"default": _DENSE, "gfx942": _DENSE_CDNA, "gfx950": _DENSE_CDNA}
-PACKED = {
-    "default": _PACKED,
-    "sm_120": _PACKED_SM_120,
-    "gfx942": _PACKED_CDNA,
-    "gfx950": _PACKED_CDNA,
-}
-FLOAT32 = {"default": _FLOAT32}
+PACKED = read_table(_FILE, "PACKED", Settings)
+"""At least 32 tokens: their 32 columns are then one 128-bit load a thread."""
+
+FLOAT32 = read_table(_FILE, "FLOAT32", Settings)
+"""Without tensor cores: for finding errors, not for speed."""
 
 
 def settings(arch: str, table: Mapping[str, tuple[Settings, ...]], rows: int) -> Settings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from qwell.kernels.triton.configs.table_file import read_table, table_file
 from qwell.kernels.triton.launch import pick
 
 
@@ -18,7 +19,7 @@ class Settings(NamedTuple):
     capacity: int
 
 
-ROWS = {"default": (Settings(block=4096, num_warps=16, capacity=4096),)}
+ROWS = read_table(table_file(__file__), "ROWS", Settings)
 
 
 def settings(arch: str) -> Settings:

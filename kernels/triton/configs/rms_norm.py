@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from qwell.kernels.triton.configs.table_file import read_table, table_file
 from qwell.kernels.triton.launch import pick
 
 
@@ -17,15 +18,9 @@ class Settings(NamedTuple):
 MAX_WIDTH = 16384
 """Longest row. A thread holds 64 of its elements at 8 warps; twice that spills registers."""
 
-# Eight elements a thread make one 128-bit access of 16-bit elements; wider rows give a thread
-# more of them before they take more warps, whose partial sums meet in shared memory.
-_WARPS_OF_64 = (Settings(512, 1), Settings(1024, 2), Settings(2048, 4), Settings(MAX_WIDTH, 8))
-
-ROWS = {
-    "default": (Settings(256, 1), Settings(512, 2), Settings(1024, 4), Settings(MAX_WIDTH, 8)),
-    "gfx942": _WARPS_OF_64,
-    "gfx950": _WARPS_OF_64,
-}
+ROWS = read_table(table_file(__file__), "ROWS", Settings)
+"""Eight elements a thread make one 128-bit access of 16-bit elements; wider rows give a thread
+more of them before they take more warps, whose partial sums meet in shared memory."""
 
 
 def settings(arch: str, width: int) -> Settings:

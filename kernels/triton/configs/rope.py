@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from qwell.kernels.triton.configs.table_file import read_table, table_file
 from qwell.kernels.triton.launch import pick
 
 
@@ -14,15 +15,9 @@ class Settings(NamedTuple):
     num_warps: int
 
 
-# Eight pairs a thread: their two halves are loads of 128 bits each for 16-bit elements. Programs
-# are small because a single token has only a few thousand coordinates for the whole GPU.
-_WARPS_OF_64 = (Settings(block=512, num_warps=1),)
-
-ROWS = {
-    "default": (Settings(block=512, num_warps=2),),
-    "gfx942": _WARPS_OF_64,
-    "gfx950": _WARPS_OF_64,
-}
+ROWS = read_table(table_file(__file__), "ROWS", Settings)
+"""Eight pairs a thread: their two halves are loads of 128 bits each for 16-bit elements. Programs
+are small because a single token has only a few thousand coordinates for the whole GPU."""
 
 
 def settings(arch: str) -> Settings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from qwell.kernels.triton.configs.table_file import read_table, table_file
 from qwell.kernels.triton.launch import pick
 
 
@@ -18,10 +19,10 @@ class Settings(NamedTuple):
     capacity: int
 
 
-# A program has an SM to itself until the batch is as large as the GPU. Its passes are unrolled
-# twice, which keeps 32 KiB of loads in flight, about what memory needs; with twice the block or
-# the warps registers spill.
-ROWS = {"default": (Settings(block=4096, num_warps=16, capacity=16384),)}
+ROWS = read_table(table_file(__file__), "ROWS", Settings)
+"""A program has an SM to itself until the batch is as large as the GPU. Its passes are unrolled
+twice, which keeps 32 KiB of loads in flight, about what memory needs; with twice the block or
+the warps registers spill."""
 
 
 def settings(arch: str) -> Settings:

@@ -1,7 +1,8 @@
-"""Launch tables: which architecture, which row, and GPUs that are too old."""
+"""Launch tables: their files, which architecture, which row, and GPUs that are too old."""
 
 from __future__ import annotations
 
+import sys
 from collections import namedtuple
 from unittest import mock
 
@@ -11,6 +12,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
 from qwell.kernels.errors import KernelError
+from qwell.kernels.triton.configs.table_file import read_table, table_file
 from qwell.kernels.triton.launch import arch_of, check_gpu, pick
 
 Row = namedtuple("Row", "limit warps")
@@ -28,6 +30,28 @@ def test_the_first_row_that_serves_is_picked(arch, size, warps):
 def test_no_row_is_an_error():
     with pytest.raises(KernelError, match="no row for this on sm_90"):
         pick(TABLE, "sm_90", lambda row: row.limit > 20)
+
+
+def test_a_table_is_read_from_its_file(tmp_path):
+    file = tmp_path / "table.json"
+    rows = '[{"limit": 10, "warps": 1, "why": "measured"}, {"limit": null, "warps": 2}]'
+    file.write_text(f'{{"ROWS": {{"default": {rows}}}, "OTHER": {{}}}}')
+    assert table_file(str(tmp_path / "table.py")) == file
+    assert read_table(file, "ROWS", Row) == {"default": (Row(10, 1), Row(sys.maxsize, 2))}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('{"limit": 10}', r"table.json: ROWS sm_90: {'limit': 10}: .*missing.*'warps'"),
+        ('{"limit": 10, "warps": 1, "wraps": 2}', "table.json: ROWS sm_90: .*unexpected.*'wraps'"),
+    ],
+)
+def test_a_row_of_other_fields_is_named(row, message, tmp_path):
+    file = tmp_path / "table.json"
+    file.write_text(f'{{"ROWS": {{"sm_90": [{row}]}}}}')
+    with pytest.raises(KernelError, match=message):
+        read_table(file, "ROWS", Row)
 
 
 @pytest.mark.parametrize(
