@@ -14,64 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qwell.kernels.triton.attention_tile import (
-    attend_tile,
-    merge,
-    merge_weights,
-    normalised,
-    unmasked_tiles,
-)
+from qwell.kernels.triton.attention_split import attend_split, store_split
+from qwell.kernels.triton.attention_tile import merge, merge_weights, normalised
 from qwell.kernels.triton.configs.attention_decode import SPLIT, Settings
-
-
-@triton.jit
-def _attend(
-    b_q,
-    b_max,
-    b_sum,
-    b_acc,
-    k_ptr,
-    v_ptr,
-    b_table,
-    first_page,
-    first,
-    last,
-    end,
-    o_position,
-    scale_log2,
-    PAGE_STRIDE: tl.constexpr,
-    PAGE: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    WINDOW: tl.constexpr,
-    MASKED: tl.constexpr,
-):
-    """Add the tiles from key `first` to `last` to the split, whose pages b_table holds."""
-    for start in range(first, last, BLOCK_N):
-        o_page = (start + tl.arange(0, BLOCK_N)) // PAGE - first_page
-        b_pages = tl.gather(b_table, o_page, axis=0)
-        b_max, b_sum, b_acc = attend_tile(
-            b_q,
-            b_max,
-            b_sum,
-            b_acc,
-            k_ptr,
-            v_ptr,
-            b_pages,
-            start,
-            end,
-            o_position,
-            scale_log2,
-            PAGE_STRIDE,
-            PAGE,
-            HEAD_DIM,
-            BLOCK_D,
-            BLOCK_N,
-            WINDOW,
-            MASKED,
-        )
-    return b_max, b_sum, b_acc
 
 
 @triton.jit(do_not_specialize=["num_splits", "table_stride"])
@@ -106,7 +51,6 @@ def attention_decode_kernel(
     i_kv_head, i_sequence = tl.program_id(1), tl.program_id(2).to(tl.int64)
     end = tl.load(lens_ptr + i_sequence)
     first_key = tl.maximum(end - WINDOW, 0) if WINDOW > 0 else 0
-    begin_full, end_full = unmasked_tiles(end - 1, end - 1, WINDOW, BLOCK_N)
 
     NUM_HEADS: tl.constexpr = NUM_KV_HEADS * GROUP
     o_row = tl.arange(0, BLOCK_M)
@@ -116,49 +60,25 @@ def attention_decode_kernel(
     o_head = i_kv_head * GROUP + o_row
     o_q = (i_sequence * NUM_HEADS + o_head)[:, None] * HEAD_DIM + o_d[None, :]
     b_q = tl.load(q_ptr + o_q, mask=m_q, other=0.0)
-    o_position = end - 1 + tl.zeros((BLOCK_M,), tl.int32)
 
-    PAGE_STRIDE: tl.constexpr = NUM_KV_HEADS * PAGE * HEAD_DIM
     k_ptr += i_kv_head * PAGE * HEAD_DIM
     v_ptr += i_kv_head * PAGE * HEAD_DIM
     table_ptr += i_sequence * table_stride
     # Padding of captured graphs has no keys; its one split is empty, and its output 0.
     last_split = tl.maximum(tl.cdiv(end, SPLIT), 1)
     for i_split in range(first_key // SPLIT + tl.program_id(0), last_split, tl.num_programs(0)):
-        # Loaded once for all tiles: no load of the loop waits for another, and none is narrow.
-        first_page = i_split * SPLIT // PAGE
-        o_page = first_page + tl.arange(0, (SPLIT + PAGE - 1) // PAGE)
-        b_table = tl.load(table_ptr + o_page, mask=o_page * PAGE < end, other=0)
-        first = tl.maximum(i_split * SPLIT, first_key // BLOCK_N * BLOCK_N)
-        last = tl.minimum((i_split + 1) * SPLIT, end)
-        begin = tl.minimum(tl.maximum(begin_full, first), last)
-        stop = tl.maximum(tl.minimum(end_full, last), begin)
         b_max = tl.full((BLOCK_M,), float("-inf"), tl.float32)
         b_sum = tl.zeros((BLOCK_M,), tl.float32)
         b_acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-        if WINDOW > 0:
-            b_max, b_sum, b_acc = _attend(
-                b_q, b_max, b_sum, b_acc, k_ptr, v_ptr, b_table, first_page, first, begin, end,
-                o_position, scale_log2, PAGE_STRIDE, PAGE, HEAD_DIM, BLOCK_D, BLOCK_N, WINDOW,
-                MASKED=True,
-            )  # fmt: skip
-        b_max, b_sum, b_acc = _attend(
-            b_q, b_max, b_sum, b_acc, k_ptr, v_ptr, b_table, first_page, begin, stop, end,
-            o_position, scale_log2, PAGE_STRIDE, PAGE, HEAD_DIM, BLOCK_D, BLOCK_N, WINDOW,
-            MASKED=False,
+        b_max, b_sum, b_acc = attend_split(
+            b_q, b_max, b_sum, b_acc, k_ptr, v_ptr, table_ptr, i_split, end - 1, scale_log2,
+            NUM_KV_HEADS, PAGE, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N, SPLIT, WINDOW,
         )  # fmt: skip
-        b_max, b_sum, b_acc = _attend(
-            b_q, b_max, b_sum, b_acc, k_ptr, v_ptr, b_table, first_page, stop, last, end,
-            o_position, scale_log2, PAGE_STRIDE, PAGE, HEAD_DIM, BLOCK_D, BLOCK_N, WINDOW,
-            MASKED=True,
-        )  # fmt: skip
-
         if HAS_PARTS:
-            o_part = (i_sequence * num_splits + i_split) * NUM_HEADS + o_head
-            o_acc = o_part[:, None] * HEAD_DIM + o_d[None, :]
-            tl.store(part_ptr + o_acc, b_acc, mask=m_q)
-            tl.store(part_stats_ptr + o_part * 2, b_max, mask=m_row)
-            tl.store(part_stats_ptr + o_part * 2 + 1, b_sum, mask=m_row)
+            store_split(
+                part_ptr, part_stats_ptr, b_max, b_sum, b_acc,
+                i_sequence * num_splits + i_split, o_head, m_row, NUM_HEADS, HEAD_DIM, BLOCK_D,
+            )  # fmt: skip
         else:
             # As if merged with nothing, which leaves its bits alone.
             b_out = normalised(b_acc, b_sum[:, None])

@@ -22,6 +22,18 @@ def _load_norm(p_q_norm, m_q, p_k_norm, m_k):
 
 
 @triton.jit
+def normed(b_x, b_rstd, b_norm, dtype: tl.constexpr):
+    """x times rstd times weight in fp32, having been rounded to the model dtype twice."""
+    return ((b_x * b_rstd).to(dtype).to(tl.float32) * b_norm).to(dtype).to(tl.float32)
+
+
+@triton.jit
+def cache_row(slot, i_kv_head, NUM_KV_HEADS: tl.constexpr, PAGE: tl.constexpr):
+    """Row of D elements of a cache that belongs to a head in a slot."""
+    return slot.to(tl.int64) // PAGE * (NUM_KV_HEADS * PAGE) + i_kv_head * PAGE + slot % PAGE
+
+
+@triton.jit
 def rope_kernel(
     qkv_ptr,
     positions_ptr,
@@ -68,8 +80,8 @@ def rope_kernel(
         b_norm_high = _load_norm(q_norm_ptr + HALF + o_d, m_q, k_norm_ptr + HALF + o_d, m_k)
         b_squares = tl.sum(b_low * b_low + b_high * b_high, axis=1)
         b_rstd = tl.rsqrt(b_squares / HEAD_DIM + eps)[:, None]
-        b_low = ((b_low * b_rstd).to(dtype).to(tl.float32) * b_norm_low).to(dtype).to(tl.float32)
-        b_high = ((b_high * b_rstd).to(dtype).to(tl.float32) * b_norm_high).to(dtype).to(tl.float32)
+        b_low = normed(b_low, b_rstd, b_norm_low, dtype)
+        b_high = normed(b_high, b_rstd, b_norm_high, dtype)
     b_turned_low = (b_low * b_cos - b_high * b_sin).to(dtype)
     b_turned_high = (b_high * b_cos + b_low * b_sin).to(dtype)
 
@@ -77,8 +89,7 @@ def rope_kernel(
     tl.store(p_q, b_turned_low, mask=m_q)
     tl.store(p_q + HALF, b_turned_high, mask=m_q)
     if slot >= 0:
-        o_row = slot.to(tl.int64) // PAGE * (NUM_KV_HEADS * PAGE) + o_kv_head * PAGE + slot % PAGE
-        o_cache = o_row * HEAD_DIM + o_d
+        o_cache = cache_row(slot, o_kv_head, NUM_KV_HEADS, PAGE) * HEAD_DIM + o_d
         tl.store(k_cache_ptr + o_cache, b_turned_low, mask=m_k)
         tl.store(k_cache_ptr + o_cache + HALF, b_turned_high, mask=m_k)
         tl.store(v_cache_ptr + o_cache, b_raw_low, mask=m_v)
@@ -101,7 +112,9 @@ def rope(
     Tokens of slot -1, which pad a captured graph, are not cached. Raises KernelError for tensors
     of the wrong kind, an odd head size, or one norm without the other.
     """
-    num_heads = _check(qkv, positions, cos_sin, q_norm, k_norm, k_cache, v_cache, slot_mapping)
+    num_heads = check_rope(
+        "rope", qkv, positions, cos_sin, q_norm, k_norm, k_cache, v_cache, slot_mapping
+    )
     num_tokens = qkv.shape[0]
     _, num_kv_heads, page, head_dim = k_cache.shape
     q = torch.empty((num_tokens, num_heads, head_dim), dtype=qkv.dtype, device=qkv.device)
@@ -133,7 +146,8 @@ def rope(
     return q
 
 
-def _check(
+def check_rope(
+    op: str,
     qkv: Tensor,
     positions: Tensor,
     cos_sin: Tensor,
@@ -143,8 +157,10 @@ def _check(
     v_cache: Tensor,
     slot_mapping: Tensor,
 ) -> int:
-    """Check the arguments of rope and return Hq. Raises KernelError."""
-    op = "rope"
+    """Check the arguments of rope, or of an op that includes it, and return Hq.
+
+    Raises KernelError.
+    """
     if qkv.dim() != 2 or k_cache.dim() != 4:
         raise KernelError(
             f"{op}: qkv must have shape [T, (Hq + 2 Hkv) D] and k_cache [blocks, Hkv, block size, "
