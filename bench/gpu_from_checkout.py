@@ -1,6 +1,6 @@
 """`qwell bench gpu` without an installation: python bench/gpu_from_checkout.py --out DIR.
 
-Needs torch, triton and numpy. Nothing is built: the folders of the checkout become the package.
+With --tune OP instead, `qwell bench kernels --tune OP`, which writes into the checkout. Needs torch, triton and numpy. Nothing is built: the folders of the checkout become the package.
 """
 
 from __future__ import annotations
@@ -45,14 +45,24 @@ make_importable()
 def main() -> int:
     """The exit status: 0 if all is right, 1 if not, 2 for a usage error."""
     from qwell.bench.gpu.run import run_gpu_bench
+    from qwell.bench.tune.run import run_tuning
+    from qwell.bench.tune.tables import SPACES
+    from qwell.kernels.errors import KernelError
     from qwell.runtime.errors import QwellError
 
     parser = argparse.ArgumentParser(description="Measure qwell on this GPU.")
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="for gpu.json")
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("--out", metavar="DIR", type=Path, help="folder that gpu.json is written to")
+    task.add_argument(
+        "--tune", metavar="OP", choices=SPACES, help="write an op's launch table anew"
+    )
     arguments = parser.parse_args()
     try:
-        return run_gpu_bench(arguments.out)
-    except (QwellError, OSError) as error:
+        if arguments.tune is None:
+            return run_gpu_bench(arguments.out)
+        run_tuning(arguments.tune)
+        return 0
+    except (QwellError, KernelError, OSError) as error:
         print(f"qwell: error: {error}", file=sys.stderr)
         return 1
 

@@ -22,7 +22,7 @@ from triton.runtime.jit import JITFunction
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel that would have been launched, and the number of its programs."""
+    """A kernel and the number of its programs."""
 
     kernel: CompiledKernel
     programs: int
@@ -55,18 +55,25 @@ def target_of(arch: str) -> GPUTarget:
 @contextlib.contextmanager
 def compile_only(arch: str) -> Iterator[list[Launch]]:
     """Launches inside compile for `arch` and go to the list that is returned, in their order."""
+    with (
+        # Not set_active and reset_active: the latter fails where there is no GPU to return to.
+        mock.patch.object(driver, "_active", _CompileOnlyDriver(target_of(arch))),
+        record_launches(launch=False) as launches,
+    ):
+        yield launches
+
+
+@contextlib.contextmanager
+def record_launches(*, launch: bool = True) -> Iterator[list[Launch]]:
+    """Launches inside go to the list that is returned; without `launch` that is all they do."""
     launches: list[Launch] = []
     original = JITFunction.run
 
     def run(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> CompiledKernel:
-        kernel = original(self, *args, grid=grid, warmup=True, **kwargs)
+        kernel = original(self, *args, grid=grid, warmup=warmup or not launch, **kwargs)
         if not warmup:
             launches.append(Launch(kernel, math.prod(grid)))
         return kernel
 
-    with (
-        # Not set_active and reset_active: the latter fails where there is no GPU to return to.
-        mock.patch.object(driver, "_active", _CompileOnlyDriver(target_of(arch))),
-        mock.patch.object(JITFunction, "run", run),
-    ):
+    with mock.patch.object(JITFunction, "run", run):
         yield launches

@@ -146,15 +146,17 @@ def _add_bench(commands: Any) -> None:
     )
     subjects = bench.add_subparsers(title="subjects", required=True, metavar="SUBJECT")
     parser = _add_command(subjects, "kernels", _bench_kernels, "report on the Triton kernels")
-    parser.add_argument(
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument(
         "--static",
         action="store_true",
-        required=True,
         help="compile them, which needs no GPU, and report what their machine code tells",
+    )
+    task.add_argument(
+        "--tune", metavar="OP", help="measure on this GPU and write an op's launch table anew"
     )
     parser.add_argument(
         "--arch",
-        default="sm_90",
         help="GPU to compile for, such as sm_80 or gfx942; all takes one of every instruction "
         "set (default: sm_90)",
     )

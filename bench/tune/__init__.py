@@ -1,0 +1,1 @@
+"""Writes rows of launch tables from measurements on a GPU."""
