@@ -25,6 +25,12 @@ def check_tensor(op: str, name: str, tensor: Tensor, like: Tensor, shape: tuple[
         raise KernelError(f"{op}: {name} must be contiguous, got strides {tensor.stride()}")
 
 
+def check_cpu(op: str, name: str, tensor: Tensor) -> None:
+    """Refuse a tensor that is not in this machine's memory. Raises KernelError."""
+    if tensor.device.type != "cpu":
+        raise KernelError(f"{op}: {name} must be on the CPU, got {tensor.device}")
+
+
 def check_rms_norm(x: Tensor, weight: Tensor, residual: Tensor | None) -> tuple[int, int]:
     """Check the arguments of rms_norm and return (T, N). Raises KernelError."""
     if x.dim() != 2 or x.shape[1] == 0:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,10 +15,15 @@ from qwell.kernels.errors import KernelError
 from qwell.kernels.fused_ops import FUSED_OP_NAMES, REPLACED_OPS, FusedOps
 from qwell.kernels.ops import OP_NAMES, Ops
 
+if TYPE_CHECKING:
+    from qwell.kernels.native.runner import Runner
+
 
 @dataclass(frozen=True)
 class Candidate:
     """An implementation family: qwell.kernels.<family>.<op> holds a function named like the op.
+
+    Modules of the native family hold `bind(runner)` instead, which returns that function.
 
     Attributes:
         family: name of the package under qwell.kernels.
@@ -61,14 +67,15 @@ def build_ops(
     dtype: torch.dtype,
     overrides: Mapping[str, Callable[..., Any] | str] | None = None,
     batch_invariant: bool = True,
+    runner: Runner | None = None,
 ) -> Ops:
     """Choose one implementation per op for a model on `device` with `dtype` weights.
 
     overrides maps op names to what serves instead of the choice made here: a callable, or the
     name of a family that serves the device. Without batch_invariant the choice may fall on
-    implementations whose bits depend on the batch. Raises KernelError for an op or a family that
-    does not exist, a dtype that nothing serves, or an implementation that this installation
-    cannot import.
+    implementations whose bits depend on the batch. Native ops go to `runner`, or to one of their
+    own with one thread. Raises KernelError for an op or a family that does not exist, a dtype
+    that nothing serves, or an implementation that this installation cannot import.
     """
     wanted = dict(overrides or {})
     unknown = sorted(wanted.keys() - set(OP_NAMES))
@@ -78,7 +85,13 @@ def build_ops(
     for op in OP_NAMES:
         override = wanted.get(op)
         if override is None or isinstance(override, str):
-            override = _load(op, _choose(op, device, dtype, override, batch_invariant))
+            candidate = _choose(op, device, dtype, override, batch_invariant)
+            module = _import(op, candidate)
+            if candidate.family == _NATIVE.family:
+                runner = runner or module.Runner(threads=1)
+                override = module.bind(runner)
+            else:
+                override = getattr(module, op)
         chosen[op] = override
     return Ops(**chosen)
 
@@ -93,7 +106,7 @@ def build_fused_ops(
     """
     if not _TRITON.serves(device, dtype) or REPLACED_OPS.intersection(overridden):
         return None
-    return FusedOps(**{op: _load(op, _TRITON) for op in FUSED_OP_NAMES})
+    return FusedOps(**{op: getattr(_import(op, _TRITON), op) for op in FUSED_OP_NAMES})
 
 
 def describe(ops: Ops) -> dict[str, str]:
@@ -116,15 +129,14 @@ def _choose(
     raise KernelError(f"{op}: no implementation{wanted} for {dtype} on {device}; there is {known}")
 
 
-def _load(op: str, candidate: Candidate) -> Callable[..., Any]:
+def _import(op: str, candidate: Candidate) -> ModuleType:
     # Imported when chosen: importing Triton takes a second that CPU-only starts need not spend,
     # and there are platforms without it.
     module = f"qwell.kernels.{candidate.family}.{op}"
     try:
-        implementation: Callable[..., Any] = getattr(import_module(module), op)
+        return import_module(module)
     except ImportError as error:
         raise KernelError(f"{op}: cannot load {module}: {error}") from error
-    return implementation
 
 
 def _origin(implementation: Callable[..., Any]) -> str:

@@ -5,37 +5,62 @@
 
 #include "dtype.h"
 #include "isa.h"
+#include "pool.h"
 #include "rms_norm.h"
+#include "tape.h"
 
 namespace nb = nanobind;
+using namespace nb::literals;
 
 namespace {
 
 // Tensors arrive as addresses: their Python wrappers check them, and a bound array type would
-// cost more per call than a small kernel runs.
-template <class T>
-T* pointer(std::uintptr_t address) {
+// cost more per call than a small kernel runs. 0 is an absent tensor.
+using Address = std::uintptr_t;
+
+template <class T = void>
+T* pointer(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
-void rms_norm(qwell::Isa isa, qwell::DType dtype, std::uintptr_t x, std::uintptr_t residual,
-              std::uintptr_t weight, std::uintptr_t y, std::uintptr_t s, std::int64_t rows,
-              std::int64_t width, float eps) {
-  qwell::rms_norm(isa, {.x = pointer<const void>(x),
-                        .residual = pointer<const void>(residual),
-                        .weight = pointer<const void>(weight),
-                        .y = pointer<void>(y),
-                        .s = pointer<void>(s),
-                        .rows = rows,
-                        .width = width,
-                        .eps = eps,
-                        .dtype = dtype});
+void define_rms_norm(nb::module_& module) {
+  nb::class_<qwell::RmsNormCall>(module, "RmsNormCall")
+      .def(
+          "__init__",
+          [](qwell::RmsNormCall* call, qwell::DType dtype, Address x, Address residual,
+             Address weight, Address y, Address s, std::int64_t rows, std::int64_t width,
+             float eps) {
+            new (call) qwell::RmsNormCall{.x = pointer(x),
+                                          .residual = pointer(residual),
+                                          .weight = pointer(weight),
+                                          .y = pointer(y),
+                                          .s = pointer(s),
+                                          .rows = rows,
+                                          .width = width,
+                                          .eps = eps,
+                                          .dtype = dtype};
+          },
+          nb::kw_only(), "dtype"_a, "x"_a, "residual"_a, "weight"_a, "y"_a, "s"_a, "rows"_a,
+          "width"_a, "eps"_a);
+}
+
+template <class Call>
+void define_runs(nb::module_& module, nb::class_<qwell::Tape>& tape) {
+  module.def(
+      "run", [](qwell::Isa isa, qwell::Pool& pool, const Call& call) { run(isa, pool, call); },
+      nb::call_guard<nb::gil_scoped_release>(), "isa"_a, "pool"_a, "call"_a);
+  tape.def(
+      "append", [](qwell::Tape& self, const Call& call, qwell::Rows rows) { self.append(call, rows); },
+      "call"_a, "rows"_a);
 }
 
 }  // namespace
 
 NB_MODULE(_native, module) {
   module.doc() = "Native CPU kernels of qwell; call them through their wrappers in kernels/native.";
+
+  // Ops live as long as the modules that hold them, which Python does not clear when it ends.
+  nb::set_leak_warnings(false);
 
   nb::enum_<qwell::Isa>(module, "Isa")
       .value("portable", qwell::Isa::portable)
@@ -46,9 +71,23 @@ NB_MODULE(_native, module) {
       .value("float32", qwell::DType::float32)
       .value("bfloat16", qwell::DType::bfloat16)
       .value("float16", qwell::DType::float16);
+  nb::enum_<qwell::Rows>(module, "Rows")
+      .value("tokens", qwell::Rows::tokens)
+      .value("logits", qwell::Rows::logits);
 
   module.def("runnable_isas", &qwell::runnable_isas,
              "Instruction sets of this build that this machine runs, the best one first.");
-  module.def("rms_norm", &rms_norm, nb::call_guard<nb::gil_scoped_release>(),
-             "Addresses and sizes of a qwell::RmsNormCall; 0 for an absent tensor.");
+
+  nb::class_<qwell::Pool>(module, "Pool", "Threads that share the tasks of one op at a time.")
+      .def(nb::init<int>(), "threads"_a)
+      .def_prop_ro("threads", &qwell::Pool::threads);
+
+  nb::class_<qwell::Tape> tape(module, "Tape", "Recorded ops, run again by one call.");
+  tape.def(nb::init<>())
+      .def("__len__", &qwell::Tape::size)
+      .def("replay", &qwell::Tape::replay, nb::call_guard<nb::gil_scoped_release>(), "isa"_a,
+           "pool"_a, "tokens"_a, "logits"_a);
+
+  define_rms_norm(module);
+  define_runs<qwell::RmsNormCall>(module, tape);
 }

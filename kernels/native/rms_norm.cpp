@@ -1,21 +1,54 @@
 #include "rms_norm.h"
 
-namespace qwell {
+#include <algorithm>
 
-void rms_norm(Isa isa, const RmsNormCall& call) {
+namespace qwell {
+namespace {
+
+using Kernel = void (*)(const RmsNormCall&);
+
+Kernel kernel_for(Isa isa) {
   switch (isa) {
 #if defined(__x86_64__)
     case Isa::avx512:
-      return avx512::rms_norm(call);
+      return avx512::rms_norm;
     case Isa::avx2:
-      return avx2::rms_norm(call);
+      return avx2::rms_norm;
 #elif defined(__aarch64__)
     case Isa::neon:
-      return neon::rms_norm(call);
+      return neon::rms_norm;
 #endif
     default:
-      return portable::rms_norm(call);
+      return portable::rms_norm;
   }
+}
+
+const void* row(const void* base, std::int64_t bytes) {
+  return base != nullptr ? static_cast<const char*>(base) + bytes : nullptr;
+}
+
+void* row(void* base, std::int64_t bytes) {
+  return base != nullptr ? static_cast<char*>(base) + bytes : nullptr;
+}
+
+}  // namespace
+
+void rms_norm(Isa isa, Pool& pool, const RmsNormCall& call) {
+  // Below this a thread takes longer to wake than to compute.
+  constexpr std::int64_t kTaskElements = 8192;
+  const Kernel kernel = kernel_for(isa);
+  const std::int64_t task_rows = std::max<std::int64_t>(kTaskElements / call.width, 1);
+  pool.run((call.rows + task_rows - 1) / task_rows, [&](std::int64_t i) {
+    const std::int64_t start = i * task_rows;
+    const std::int64_t bytes = start * call.width * element_bytes(call.dtype);
+    RmsNormCall part = call;
+    part.x = row(call.x, bytes);
+    part.residual = row(call.residual, bytes);
+    part.y = row(call.y, bytes);
+    part.s = row(call.s, bytes);
+    part.rows = std::min(task_rows, call.rows - start);
+    kernel(part);
+  });
 }
 
 }  // namespace qwell

@@ -4,6 +4,7 @@
 
 #include "dtype.h"
 #include "isa.h"
+#include "pool.h"
 
 namespace qwell {
 
@@ -24,7 +25,7 @@ struct RmsNormCall {
 // s = x + residual, y = s * rsqrt(mean(s^2) + eps) * weight, with the rounding points that
 // kernels/ops.py names. A row's bits depend on that row alone and are the same on every
 // instruction set. `isa` must be one of runnable_isas().
-void rms_norm(Isa isa, const RmsNormCall& call);
+void rms_norm(Isa isa, Pool& pool, const RmsNormCall& call);
 
 // One implementation per instruction set, each from rms_norm_kernel.cpp.
 namespace portable {

@@ -84,7 +84,8 @@ struct Result {
 Result run(qwell::Isa isa, Case& c, std::int64_t first_row, std::int64_t rows) {
   Result result{Buffer(c.format, rows * c.width), Buffer(c.format, rows * c.width)};
   const std::int64_t start = first_row * c.width;
-  qwell::rms_norm(isa, {.x = c.x.at(start),
+  static qwell::Pool pool(2);
+  qwell::rms_norm(isa, pool, {.x = c.x.at(start),
                         .residual = c.with_residual ? c.residual.at(start) : nullptr,
                         .weight = c.weight.data(),
                         .y = result.y.data(),

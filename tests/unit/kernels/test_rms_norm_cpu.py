@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwell.kernels.errors import KernelError
-from qwell.kernels.native.rms_norm import ISAS, rms_norm_on
-from qwell.kernels.native.rms_norm import rms_norm as native
+from qwell.kernels.native.rms_norm import bind
+from qwell.kernels.native.runner import ISAS, Runner
 from qwell.kernels.reference.rms_norm import rms_norm as reference
 
 EPS = 1e-6
-NATIVE = {isa: rms_norm_on(handle) for isa, handle in ISAS.items()}
+NATIVE = {isa: bind(Runner(threads=2, isa=isa)) for isa in ISAS}
+native = NATIVE[next(iter(ISAS))]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 each_isa = pytest.mark.parametrize("isa", NATIVE)

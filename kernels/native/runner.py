@@ -1,0 +1,113 @@
+"""Runs native ops, or records them to be run again without Python between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from qwell.kernels import _native
+from qwell.kernels.native.arena import Arena
+
+ISAS: dict[str, _native.Isa] = {isa.name: isa for isa in _native.runnable_isas()}
+"""Instruction sets that this machine runs, the best one first."""
+
+DTYPES = {
+    torch.float32: _native.DType.float32,
+    torch.bfloat16: _native.DType.bfloat16,
+    torch.float16: _native.DType.float16,
+}
+"""Element types as the native code calls them."""
+
+
+class Recording:
+    """A tape, and the memory of what its ops compute, reused once a tensor is dropped."""
+
+    def __init__(self, tokens: Tensor, logits: Tensor) -> None:
+        self.tape = _native.Tape()
+        self.arena = Arena()
+        self._rows = {
+            tokens.data_ptr(): _native.Rows.tokens,
+            logits.data_ptr(): _native.Rows.logits,
+        }
+
+    def empty(self, like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """An output with the kind of rows that `like` has."""
+        rows = self._rows[like.data_ptr()]
+        output = self.arena.empty(shape, dtype)
+        self._rows[output.data_ptr()] = rows
+        return output
+
+    def append(self, call: _native.Call, output: Tensor) -> None:
+        """Put a call on the tape, with the rows of its output."""
+        self.tape.append(call, self._rows[output.data_ptr()])
+
+
+class Replay:
+    """A recorded forward pass; `result` is what its last run computed."""
+
+    def __init__(
+        self, isa: _native.Isa, pool: _native.Pool, recording: Recording, result: Tensor
+    ) -> None:
+        self._isa = isa
+        self._pool = pool
+        self._recording = recording
+        self.result = result
+
+    def __len__(self) -> int:
+        """Number of ops."""
+        return len(self._recording.tape)
+
+    def __call__(self, tokens: int, logits: int) -> Tensor:
+        """Run it for so many tokens and rows of logits; those rows of its result.
+
+        They are valid until the next call.
+        """
+        self._recording.tape.replay(self._isa, self._pool, tokens, logits)
+        return self.result[:logits]
+
+
+class Runner:
+    """Where native ops go: to the threads of a pool, or onto a tape while one is recorded.
+
+    One thread may use it at a time.
+    """
+
+    def __init__(self, threads: int, isa: str = next(iter(ISAS))) -> None:
+        """Start a pool of so many threads, the caller's counted, for one of ISAS."""
+        self._isa = ISAS[isa]
+        self._pool = _native.Pool(threads)
+        self._recording: Recording | None = None
+
+    def empty(self, like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """An output with the rows of `like` (tokens, or rows of logits), of its dtype unless told.
+
+        The shape leads with len(like).
+        """
+        dtype = dtype or like.dtype
+        if self._recording is None:
+            return torch.empty(shape, dtype=dtype)
+        return self._recording.empty(like, shape, dtype)
+
+    def run(self, call: _native.Call, output: Tensor) -> None:
+        """Run a call whose output came from `empty`, or append it to the tape."""
+        if self._recording is None:
+            _native.run(self._isa, self._pool, call)
+        else:
+            self._recording.append(call, output)
+
+    def record(self, forward: Callable[[], Tensor], tokens: Tensor, logits: Tensor) -> Replay:
+        """Record what `forward` runs, without running it.
+
+        Args:
+            forward: computes over native ops alone, from tensors that outlive the replay.
+            tokens, logits: tensors with a row for each token, and for each row of logits, that a
+                replay may have at most; the rows of all others follow from theirs.
+        """
+        self._recording = Recording(tokens, logits)
+        try:
+            result = forward()
+            return Replay(self._isa, self._pool, self._recording, result)
+        finally:
+            self._recording = None

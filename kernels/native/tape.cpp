@@ -1,0 +1,22 @@
+#include "tape.h"
+
+namespace qwell {
+namespace {
+
+void run_op(Isa isa, Pool& pool, const RmsNormCall& call) { rms_norm(isa, pool, call); }
+
+}  // namespace
+
+void run(Isa isa, Pool& pool, const Call& call) {
+  std::visit([&](const auto& op) { run_op(isa, pool, op); }, call);
+}
+
+void Tape::replay(Isa isa, Pool& pool, std::int64_t tokens, std::int64_t logits) const {
+  for (const Step& step : steps_) {
+    Call call = step.call;
+    std::visit([&](auto& op) { op.rows = step.rows == Rows::tokens ? tokens : logits; }, call);
+    run(isa, pool, call);
+  }
+}
+
+}  // namespace qwell
