@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from qwell.kernels.ops import Extent
+from qwell.runtime.sampled_ids import IdColumn, SampledIds
 from qwell.runtime.scheduler import Chunk
 from qwell.runtime.transfer import to_device
 
@@ -41,27 +42,34 @@ class Batch:
 
 
 def build_batch(
-    chunks: Sequence[Chunk], block_size: int, device: torch.device, *, all_logits: bool = False
+    chunks: Sequence[Chunk],
+    block_size: int,
+    device: torch.device,
+    *,
+    sampled: SampledIds | None = None,
+    all_logits: bool = False,
 ) -> Batch:
     """The batch of the scheduled chunks.
 
     Logits are wanted for the last token of every chunk that completes its sequence, or for
-    every token with `all_logits`.
+    every token with `all_logits`. Ids that a step in flight has `sampled` are taken from there.
     """
-    input_ids: list[int] = []
+    input_ids = IdColumn(sampled)
     positions: list[int] = []
     slots: list[int] = []
     starts = [0]
     logit_rows: list[int] = []
     for chunk in chunks:
         blocks = chunk.sequence.blocks
-        input_ids += chunk.sequence.token_ids[chunk.start : chunk.end]
+        input_ids.extend(chunk.sequence.token_ids[chunk.start : chunk.end])
+        if chunk.end > len(chunk.sequence.token_ids):
+            input_ids.append_in_flight(chunk.sequence)
         positions += range(chunk.start, chunk.end)
         slots += (
             blocks[position // block_size] * block_size + position % block_size
             for position in range(chunk.start, chunk.end)
         )
-        starts.append(len(input_ids))
+        starts.append(len(input_ids.ids))
         if all_logits:
             logit_rows += range(starts[-2], starts[-1])
         elif chunk.completes:
@@ -73,17 +81,28 @@ def build_batch(
         blocks = chunk.sequence.blocks
         table += blocks + [0] * (width - len(blocks))
     seq_lens = [chunk.end for chunk in chunks]
-    columns = to_device(
-        (input_ids, positions, slots, table, starts, seq_lens, logit_rows), torch.int32, device
+    known_ids, sources, *columns = to_device(
+        (
+            input_ids.ids,
+            input_ids.sources,
+            positions,
+            slots,
+            table,
+            starts,
+            seq_lens,
+            logit_rows,
+        ),
+        torch.int32,
+        device,
     )
     return Batch(
-        input_ids=columns[0],
-        positions=columns[1],
-        slot_mapping=columns[2],
-        block_table=columns[3].view(len(chunks), width),
-        cu_seqlens_q=columns[4],
-        seq_lens=columns[5],
-        logit_rows=columns[6],
+        input_ids=input_ids.complete(known_ids, sources),
+        positions=columns[0],
+        slot_mapping=columns[1],
+        block_table=columns[2].view(len(chunks), width),
+        cu_seqlens_q=columns[3],
+        seq_lens=columns[4],
+        logit_rows=columns[5],
         extent=Extent(
             num_decodes=next((i for i, n in enumerate(lengths) if n > 1), len(lengths)),
             max_query_len=max(lengths),

@@ -1,4 +1,8 @@
-"""The engine: add requests, step, abort. Synchronous; the only door to the runtime."""
+"""The engine: add requests, step, abort. Synchronous; the only door to the runtime.
+
+On a GPU a step is launched before the ids of the one before are known on the host: they are
+copied back meanwhile, and come out one step late. What is drawn does not depend on that.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,7 @@ from qwell.runtime.errors import RequestError
 from qwell.runtime.kv_cache import BLOCK_SIZE, BlockPool, blocks_for
 from qwell.runtime.loader import LoadedModel, dtype_name, load_model
 from qwell.runtime.messages import EngineInfo, FinishReason, TokenOutput
+from qwell.runtime.sampled_ids import SampledIds
 from qwell.runtime.sampler import sample_next
 from qwell.runtime.sampling_params import SamplingParams
 from qwell.runtime.scheduler import Chunk, Scheduler, Sequence
@@ -25,8 +30,18 @@ from qwell.runtime.scheduler import Chunk, Scheduler, Sequence
 class Engine:
     """Runs the requests of one model, many at a time, one step after the other."""
 
-    def __init__(self, model: LoadedModel, options: EngineOptions) -> None:
+    def __init__(
+        self, model: LoadedModel, options: EngineOptions, *, overlap: bool | None = None
+    ) -> None:
+        """An engine over a loaded model.
+
+        Args:
+            model, options: the model, and how to run it.
+            overlap: launch a step before the ids of the last one are known on the host; None
+                does so on devices that run on their own while the host goes on.
+        """
         self.model = model
+        self._overlap = model.device.type != "cpu" if overlap is None else overlap
         self._eos = frozenset(options.eos_token_ids)
         self._max_batch_tokens = options.max_batch_tokens
         self._pool = BlockPool(model.num_blocks)
@@ -39,6 +54,7 @@ class Engine:
         self._sequences: dict[str, Sequence] = {}
         # Requests for no tokens at all: done, but reported by a step like every other.
         self._done: list[TokenOutput] = []
+        self._in_flight: SampledIds | None = None
 
     @classmethod
     def start(
@@ -70,7 +86,8 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._done) or self._scheduler.has_work
+        """Whether a step would do anything: compute, or bring tokens that are in flight."""
+        return bool(self._done) or self._in_flight is not None or self._scheduler.has_work
 
     @property
     def num_free_blocks(self) -> int:
@@ -108,24 +125,13 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[TokenOutput]:
-        """Compute one batch; the new token of every sequence that got one."""
+        """Launch one batch; the new tokens of this one, or with overlap of the one before."""
         outputs, self._done = self._done, []
-        chunks = self._scheduler.schedule()
-        if not chunks:
-            return outputs
-        batch = build_batch(chunks, BLOCK_SIZE, self.model.device)
-        if self._graphs is not None and self._graphs.serves(batch):
-            logits = self._graphs.run(batch)
-        else:
-            logits = self.model.decoder.forward(batch, self.model.cache)
-        self._scheduler.computed(chunks)
-        sampled = [chunk.sequence for chunk in chunks if chunk.completes]
-        if sampled:
-            next_ids = sample_next(self.model.decoder.ops, logits, sampled)
-            outputs += (
-                self._append(sequence, token_id)
-                for sequence, token_id in zip(sampled, next_ids, strict=True)
-            )
+        ready = self._launch()
+        if self._overlap:
+            ready, self._in_flight = self._in_flight, ready
+        if ready is not None:
+            outputs += self._collect(ready)
         return outputs
 
     @torch.inference_mode()
@@ -151,18 +157,46 @@ class Engine:
         finally:
             self._pool.give_back(sequence.blocks)
 
-    def _append(self, sequence: Sequence, token_id: int) -> TokenOutput:
-        """Give a sequence its next token, and end it where that is the last."""
-        sequence.token_ids.append(token_id)
-        reason: FinishReason | None = None
-        if token_id in self._eos and not sequence.params.ignore_eos:
-            reason = "stop"
-        elif sequence.num_generated >= sequence.params.max_tokens:
-            reason = "length"
-        if reason is not None:
-            del self._sequences[sequence.request_id]
-            self._scheduler.remove(sequence)
-        return TokenOutput(sequence.request_id, [token_id], reason)
+    def _launch(self) -> SampledIds | None:
+        """Start the next batch without waiting for the device; None where nothing is to do."""
+        chunks = self._scheduler.schedule()
+        if not chunks:
+            return None
+        batch = build_batch(chunks, BLOCK_SIZE, self.model.device, sampled=self._in_flight)
+        if self._graphs is not None and self._graphs.serves(batch):
+            logits = self._graphs.run(batch)
+        else:
+            logits = self.model.decoder.forward(batch, self.model.cache)
+        self._scheduler.computed(chunks)
+        sequences = [chunk.sequence for chunk in chunks if chunk.completes]
+        ids = sample_next(self.model.decoder.ops, logits, sequences, self._in_flight)
+        for sequence in sequences:
+            sequence.num_in_flight += 1
+            if sequence.num_generated == sequence.params.max_tokens:
+                # This end is known before the id: the sequence is in no later step.
+                self._scheduler.remove(sequence)
+        return SampledIds(sequences, ids)
+
+    def _collect(self, sampled: SampledIds) -> list[TokenOutput]:
+        """Wait for a step's ids and give them to their sequences."""
+        outputs = []
+        for sequence, token_id in zip(sampled.sequences, sampled.wait(), strict=True):
+            sequence.arrived(token_id)
+            # Others were aborted, or found at their end when this step had been launched.
+            if self._sequences.get(sequence.request_id) is sequence:
+                reason = self._finish_reason(sequence)
+                if reason is not None:
+                    del self._sequences[sequence.request_id]
+                    self._scheduler.remove(sequence)
+                outputs.append(TokenOutput(sequence.request_id, [token_id], reason))
+        return outputs
+
+    def _finish_reason(self, sequence: Sequence) -> FinishReason | None:
+        """Why the last known token of a sequence is its last; None if it is not."""
+        if sequence.token_ids[-1] in self._eos and not sequence.params.ignore_eos:
+            return "stop"
+        known = len(sequence.token_ids) - sequence.num_prompt_tokens
+        return "length" if known == sequence.params.max_tokens else None
 
     def _check(self, prompt_ids: SequenceOf[int], max_tokens: int) -> None:
         if not prompt_ids:

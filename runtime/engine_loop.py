@@ -42,7 +42,7 @@ class StepEngine(Protocol):
         """Forget a request; unknown ids are ignored."""
 
     def step(self) -> list[TokenOutput]:
-        """Compute one batch; the tokens it gave."""
+        """Go on by one batch; the tokens that are ready."""
 
 
 def run(engine: StepEngine, connection: socket.socket) -> None:

@@ -9,23 +9,33 @@ import torch
 from torch import Tensor
 
 from qwell.kernels.ops import Ops
+from qwell.runtime.sampled_ids import IdColumn, SampledIds
 from qwell.runtime.scheduler import Sequence
 from qwell.runtime.transfer import to_device
 
 
-def sample_next(ops: Ops, logits: Tensor, sequences: SequenceOf[Sequence]) -> list[int]:
-    """Next id of every sequence from fp32 logits [S, V].
+def sample_next(
+    ops: Ops,
+    logits: Tensor,
+    sequences: SequenceOf[Sequence],
+    sampled: SampledIds | None = None,
+) -> Tensor:
+    """Next id of every sequence, int32 [S] on the device, from fp32 logits [S, V].
 
     An id depends on its own row, parameters, seed and place in the sequence alone: not on
-    the neighbours, nor on how the sequence was scheduled.
+    the neighbours, nor on how the sequence was scheduled. `sampled` holds ids in flight.
     """
+    if not sequences:
+        return torch.empty(0, dtype=torch.int32, device=logits.device)
     params = [sequence.params for sequence in sequences]
-    seen: list[int] = []
+    seen = IdColumn(sampled)
     cu_seen = [0]
     for sequence in sequences:
-        if sequence.params.repetition_penalty != 1.0:
-            seen += set(sequence.token_ids)
-        cu_seen.append(len(seen))
+        seen.extend(sequence.seen_ids)
+        if sequence.penalised and sequence.num_in_flight:
+            # It may have been seen before: kernels give an id listed twice the penalty once.
+            seen.append_in_flight(sequence)
+        cu_seen.append(len(seen.ids))
 
     draws = [uniform(sequence.seed, sequence.num_generated) for sequence in sequences]
     temperature, top_p, min_p, penalty, draw = to_device(
@@ -39,21 +49,20 @@ def sample_next(ops: Ops, logits: Tensor, sequences: SequenceOf[Sequence]) -> li
         torch.float64,
         logits.device,
     )
-    top_k, seen_ids, cu_seen_ids = to_device(
-        ([p.top_k for p in params], seen, cu_seen), torch.int32, logits.device
+    top_k, known_ids, sources, cu_seen_ids = to_device(
+        ([p.top_k for p in params], seen.ids, seen.sources, cu_seen), torch.int32, logits.device
     )
-    ids = ops.sample(
+    return ops.sample(
         logits,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
         min_p=min_p,
         repetition_penalty=penalty,
-        seen_ids=seen_ids,
+        seen_ids=seen.complete(known_ids, sources),
         cu_seen=cu_seen_ids,
         uniform=draw,
     )
-    return [int(i) for i in ids.tolist()]
 
 
 def uniform(seed: int, step: int) -> float:

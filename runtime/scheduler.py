@@ -1,5 +1,8 @@
 """Which tokens run in the next step. Plain Python: no tensors, no clock.
 
+A step is scheduled from how many tokens a sequence has; the last of them may still be in
+flight: drawn on the device by the step before, its id not known here yet.
+
 Requests join and leave between steps. A step runs one token of every sequence that decodes,
 then fills what is left of its token budget with chunks of prompts, oldest first. When blocks
 run out, the youngest sequence gives its blocks back and is computed again later; the oldest
@@ -17,23 +20,52 @@ from qwell.runtime.sampling_params import SamplingParams
 
 @dataclass(eq=False)
 class Sequence:
-    """A request on its way: its tokens, and how many of them are in the cache."""
+    """A request on its way: its tokens, and how many of them are in the cache.
+
+    Attributes:
+        token_ids: the tokens that are known.
+        num_in_flight: tokens after these that are drawn, but not known yet.
+        num_computed: tokens that are in the cache once the steps in flight have run.
+        blocks: where they are.
+        seen_ids: distinct `token_ids` if the sequence is penalised, else empty.
+    """
 
     request_id: str
     token_ids: list[int]
     num_prompt_tokens: int
     params: SamplingParams
     seed: int
+    num_in_flight: int = 0
     num_computed: int = 0
     blocks: list[int] = field(default_factory=list)
+    seen_ids: set[int] = field(default_factory=set, init=False)
+
+    def __post_init__(self) -> None:
+        if self.penalised:
+            self.seen_ids.update(self.token_ids)
+
+    @property
+    def penalised(self) -> bool:
+        return self.params.repetition_penalty != 1.0
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids) + self.num_in_flight
 
     @property
     def num_uncomputed(self) -> int:
-        return len(self.token_ids) - self.num_computed
+        return self.num_tokens - self.num_computed
 
     @property
     def num_generated(self) -> int:
-        return len(self.token_ids) - self.num_prompt_tokens
+        return self.num_tokens - self.num_prompt_tokens
+
+    def arrived(self, token_id: int) -> None:
+        """The first token in flight is known."""
+        self.num_in_flight -= 1
+        self.token_ids.append(token_id)
+        if self.penalised:
+            self.seen_ids.add(token_id)
 
 
 @dataclass(frozen=True)
@@ -47,7 +79,7 @@ class Chunk:
     @property
     def completes(self) -> bool:
         """The next token can be sampled after this chunk."""
-        return self.end == len(self.sequence.token_ids)
+        return self.end == self.sequence.num_tokens
 
 
 class Scheduler:
@@ -70,10 +102,15 @@ class Scheduler:
         self._waiting.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence, finished or aborted; its blocks are free at once."""
+        """Forget a sequence, finished or aborted, if it is known; its blocks are free at once.
+
+        That holds for a sequence in flight too: a device runs steps in the order of their
+        launch. What a step in flight still writes to a block, it writes before the block's next
+        owner does, and an owner reads only what it has written itself.
+        """
         if sequence in self._running:
             self._running.remove(sequence)
-        else:
+        elif sequence in self._waiting:
             self._waiting.remove(sequence)
         self._pool.give_back(sequence.blocks)
 
@@ -103,7 +140,7 @@ class Scheduler:
         return chunks
 
     def computed(self, chunks: list[Chunk]) -> None:
-        """The step has run: the chunks' tokens are in the cache."""
+        """The step is launched: the chunks' tokens are in the cache for every later one."""
         for chunk in chunks:
             chunk.sequence.num_computed = chunk.end
 
@@ -111,7 +148,7 @@ class Scheduler:
         """Admit the next one only with room for all it has: else it would soon be preempted."""
         if not self._waiting or len(self._running) >= self._max_num_seqs:
             return False
-        return blocks_for(len(self._waiting[0].token_ids) + 1) <= self._pool.num_free
+        return blocks_for(self._waiting[0].num_tokens + 1) <= self._pool.num_free
 
     def _missing_blocks(self, sequence: Sequence, count: int) -> int:
         return blocks_for(sequence.num_computed + count) - len(sequence.blocks)

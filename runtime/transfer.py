@@ -1,8 +1,8 @@
-"""Small host lists to the device in one copy."""
+"""Small host lists to the device in one copy, and small tensors back; neither waits."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +17,9 @@ def to_device(
     """One tensor for each list, aligned views of a single buffer on `device`.
 
     A copy to a GPU costs some ten microseconds whatever its size, and from pageable memory it
-    also waits for the device: so the lists travel together, from pinned memory.
+    also waits for the device: so the lists travel together, from pinned memory. It is new for
+    every call, and torch's allocator hands it out again only after the copy: steps in flight
+    cannot overwrite each other's lists.
     """
     step = ALIGNMENT_BYTES // dtype.itemsize
     values: list[float] = []
@@ -30,3 +32,20 @@ def to_device(
     if device.type == "cuda":
         flat = flat.pin_memory().to(device, non_blocking=True)
     return [flat[start : start + len(column)] for start, column in zip(starts, lists, strict=True)]
+
+
+def to_host(values: Tensor) -> Callable[[], list[int]]:
+    """Start to copy int values [N] to the host; what is returned waits for them."""
+    if values.device.type != "cuda":
+        return values.tolist
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    host.copy_(values, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record(torch.cuda.current_stream(values.device))
+
+    def wait() -> list[int]:
+        copied.synchronize()
+        ids: list[int] = host.tolist()
+        return ids
+
+    return wait

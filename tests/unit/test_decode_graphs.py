@@ -13,6 +13,7 @@ from qwell.runtime.decode_graphs import DecodeGraphs, Step, bucket_sizes
 from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.kv_cache import BLOCK_SIZE, BlockPool, blocks_for
 from qwell.runtime.loader import LoadedModel, load_model
+from qwell.runtime.sampled_ids import SampledIds
 from qwell.runtime.sampling_params import SamplingParams
 from qwell.runtime.scheduler import Chunk, Sequence
 
@@ -89,6 +90,24 @@ def test_a_replayed_step_gives_what_the_step_gives(
         scale = expected.abs().max()
         # Not the same bits on CPUs: torch's products round by the number of rows.
         assert ((logits - expected).abs() <= 1e-5 * scale).all()
+
+
+@torch.inference_mode()
+def test_a_replayed_step_takes_ids_that_only_the_device_knows(
+    model: LoadedModel, graphs: DecodeGraphs
+) -> None:
+    running = Running(model, [4, 19, 33])
+    expected = graphs.run(running.decode_batch(3)).clone()
+    in_flight = running.sequences[::-1]
+    ids = [sequence.token_ids.pop() for sequence in in_flight]
+    for sequence in in_flight[1:]:
+        sequence.num_in_flight = 1
+    # The step in flight has rows in another order, and one more than this step needs.
+    in_flight[0].token_ids.append(ids[0])
+    sampled = SampledIds(in_flight, torch.tensor([198, *ids[1:]], dtype=torch.int32))
+    chunks = [Chunk(s, s.num_tokens - 1, s.num_tokens) for s in running.sequences]
+    batch = build_batch(chunks, BLOCK_SIZE, CPU, sampled=sampled)
+    assert torch.equal(graphs.run(batch), expected)
 
 
 @torch.inference_mode()

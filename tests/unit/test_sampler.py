@@ -23,7 +23,7 @@ LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, 1.0])
 def draws(count: int, prompt: tuple[int, ...] = (4,), **settings: Any) -> list[int]:
     params = SamplingParams(**settings)
     sequences = [Sequence(str(i), list(prompt), len(prompt), params, seed=i) for i in range(count)]
-    return sample_next(OPS, LOGITS.expand(count, -1), sequences)
+    return sample_next(OPS, LOGITS.expand(count, -1), sequences).tolist()
 
 
 def test_frequencies_are_the_softmax_of_the_logits() -> None:
@@ -76,9 +76,10 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
     ] * 5
     sequences = [Sequence(str(i), [1, 2], 2, p, seed=7 * i) for i, p in enumerate(mixed)]
     logits = torch.randn(len(mixed), 300, generator=torch.Generator().manual_seed(0))
-    together = sample_next(OPS, logits, sequences)
+    together = sample_next(OPS, logits, sequences).tolist()
     alone = [
-        sample_next(OPS, logits[i : i + 1], [sequence])[0] for i, sequence in enumerate(sequences)
+        sample_next(OPS, logits[i : i + 1], [sequence]).item()
+        for i, sequence in enumerate(sequences)
     ]
     assert together == alone
 

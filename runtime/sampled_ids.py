@@ -1,0 +1,70 @@
+"""Ids that a step has drawn: on the device at once, on the host when the step has run.
+
+The next step starts before the host knows them: what it needs of them, it takes on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from qwell.runtime.scheduler import Sequence
+from qwell.runtime.transfer import to_host
+
+
+class SampledIds:
+    """The ids of a step in flight, one for each of its sequences that can be sampled.
+
+    Attributes:
+        sequences: whose ids they are, S of them.
+        rows: place of a sequence among them.
+        on_device: int32 [S].
+        wait: returns the ids once the step has run.
+    """
+
+    def __init__(self, sequences: list[Sequence], on_device: Tensor) -> None:
+        self.sequences = sequences
+        self.rows = {sequence: row for row, sequence in enumerate(sequences)}
+        self.on_device = on_device
+        self.wait = to_host(on_device)
+
+
+class IdColumn:
+    """A list of ids for the device, some of which may only be known there.
+
+    Attributes:
+        ids: the list, with 0 for every id that the host does not know.
+    """
+
+    def __init__(self, sampled: SampledIds | None) -> None:
+        """`sampled` holds the ids in flight; None where there are none."""
+        self.ids: list[int] = []
+        self._sampled = sampled
+        self._rows: dict[int, int] = {}  # place in `ids` -> row of the sampled ids
+
+    def extend(self, ids: Iterable[int]) -> None:
+        """Append ids that the host knows."""
+        self.ids += ids
+
+    def append_in_flight(self, sequence: Sequence) -> None:
+        """Append the id that was drawn for a sequence by the step in flight."""
+        if self._sampled is None:
+            raise ValueError(f"no step is in flight that sampled {sequence.request_id!r}")
+        self._rows[len(self.ids)] = self._sampled.rows[sequence]
+        self.ids.append(0)
+
+    @property
+    def sources(self) -> list[int]:
+        """Where each id stands in the sampled ids followed by `ids`; [] if all are known."""
+        if self._sampled is None or not self._rows:
+            return []
+        count = len(self._sampled.sequences)
+        return [self._rows.get(place, count + place) for place in range(len(self.ids))]
+
+    def complete(self, ids: Tensor, sources: Tensor) -> Tensor:
+        """`self.ids` and `self.sources` as int32 tensors -> the ids, without a wait."""
+        if self._sampled is None or not self._rows:
+            return ids
+        return torch.cat((self._sampled.on_device, ids)).index_select(0, sources)
