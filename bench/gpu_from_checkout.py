@@ -1,6 +1,7 @@
 """`qwell bench gpu` without an installation: python bench/gpu_from_checkout.py --out DIR.
 
-With --tune OP instead, `qwell bench kernels --tune OP`, which writes into the checkout. Needs torch, triton and numpy. Nothing is built: the folders of the checkout become the package.
+With --tune OP instead, `qwell bench kernels --tune OP`, which writes into the checkout. Needs
+torch, triton and numpy. Nothing is built: the folders of the checkout become the package.
 """
 
 from __future__ import annotations
