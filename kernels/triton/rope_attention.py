@@ -103,6 +103,7 @@ def rope_attention_kernel(
     # Most programs, where a captured graph is sized for the longest sequence possible.
     if first_split >= end_split:
         return
+
     NUM_HEADS: tl.constexpr = NUM_KV_HEADS * GROUP
     o_row = tl.arange(0, BLOCK_M)
     m_row = o_row < GROUP
@@ -135,12 +136,13 @@ def rope_attention_kernel(
 
     table_ptr += i_sequence * table_stride
     for i_split in range(first_split, end_split, tl.num_programs(0)):
+        # What the split begins with: the new key, which weighs 1 as the greatest so far, or none.
+        is_last = i_split == end_split - 1
         m_last = i_split + o_one == end_split - 1
         b_v = tl.load(p_v, mask=m_last & (o_d < HEAD_DIM), other=0.0)
-        is_last = i_split == end_split - 1
         b_max = tl.where(is_last, b_new_score, float("-inf"))
-        b_sum = tl.where(b_max == float("-inf"), 0.0, 1.0)
-        b_acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32) + b_v.to(tl.float32)
+        b_sum = tl.zeros((BLOCK_M,), tl.float32) + tl.where(is_last, 1.0, 0.0)
+        b_acc = tl.broadcast_to(b_v.to(tl.float32), (BLOCK_M, BLOCK_D))
         if WINDOW != 1:  # else the new key is the only one
             # A query one position before, its window shorter by one, sees all keys but the new.
             b_max, b_sum, b_acc = attend_split(
