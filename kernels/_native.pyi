@@ -1,6 +1,7 @@
-"""Types of the extension module that CMakeLists.txt builds from kernels/native."""
+"""Types of the extension module that CMakeLists.txt builds from native/module.cpp."""
 
 import enum
+from typing import TypeAlias
 
 class Isa(enum.Enum):
     portable = 0
@@ -13,17 +14,38 @@ class DType(enum.Enum):
     bfloat16 = 1
     float16 = 2
 
+class Rows(enum.Enum):
+    tokens = 0
+    logits = 1
+
+class Pool:
+    def __init__(self, threads: int) -> None: ...
+    @property
+    def threads(self) -> int: ...
+
+class RmsNormCall:
+    def __init__(
+        self,
+        *,
+        dtype: DType,
+        x: int,
+        residual: int,
+        weight: int,
+        y: int,
+        s: int,
+        rows: int,
+        width: int,
+        eps: float,
+    ) -> None: ...
+
+# Only in this file: what the overloads of run and append take.
+Call: TypeAlias = RmsNormCall
+
+class Tape:
+    def __init__(self) -> None: ...
+    def __len__(self) -> int: ...
+    def append(self, call: Call, rows: Rows) -> None: ...
+    def replay(self, isa: Isa, pool: Pool, tokens: int, logits: int) -> None: ...
+
 def runnable_isas() -> list[Isa]: ...
-def rms_norm(
-    isa: Isa,
-    dtype: DType,
-    x: int,
-    residual: int,
-    weight: int,
-    y: int,
-    s: int,
-    rows: int,
-    width: int,
-    eps: float,
-    /,
-) -> None: ...
+def run(isa: Isa, pool: Pool, call: Call) -> None: ...
