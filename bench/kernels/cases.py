@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from qwell.bench.kernels.case import Case, cache, ints, meta
+from qwell.bench.kernels.fused_cases import FUSED_CASES
 from qwell.bench.kernels.models import MODELS, Model
 from qwell.kernels.ops import MAX_TOP_LOGPROBS, Extent
 from qwell.kernels.triton.attention import attention
@@ -49,38 +50,8 @@ SMALL_BATCH = 32
 Row = TypeVar("Row")
 
 
-@dataclass(frozen=True)
-class Case:
-    """A call of an op whose launches are looked at.
-
-    Attributes:
-        run: calls the op on meta tensors.
-        bytes_moved: between memory and chip, if each input and output goes once.
-        flops: multiplications and additions, both counted.
-        factors: type of what is multiplied: bf16, fp32, int8 or fp8.
-        tensor_kernels: kernels that must use matrix units.
-        wide_kernels: kernels that must load 128 bits at a time.
-    """
-
-    name: str
-    run: Callable[[], object]
-    bytes_moved: int
-    flops: int = 0
-    factors: str = "bf16"
-    tensor_kernels: tuple[str, ...] = ()
-    wide_kernels: tuple[str, ...] = ()
-
-
-def _meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    return torch.empty(*shape, dtype=dtype, device="meta")
-
-
-def _ints(*shape: int) -> Tensor:
-    return _meta(*shape, dtype=torch.int32)
-
-
 def _doubles(*shape: int) -> Tensor:
-    return _meta(*shape, dtype=torch.float64)
+    return meta(*shape, dtype=torch.float64)
 
 
 def _rows(table: Mapping[str, tuple[Row, ...]], arch: str) -> tuple[Row, ...]:
@@ -95,7 +66,7 @@ def _widths(of_models: Iterable[int], limits: Iterable[int]) -> list[int]:
 def _rms_norm(arch: str) -> Iterator[Case]:
     limits = (row.max_width for row in _rows(rms_norm_config.ROWS, arch))
     for width in _widths((model.hidden for model in MODELS), limits):
-        x, weight = _meta(CHUNK, width), _meta(width)
+        x, weight = meta(CHUNK, width), meta(width)
         size = 2 * CHUNK * width
         wide = ("rms_norm_kernel",)
         yield Case(f"{width}", partial(rms_norm, x, weight, 1e-6), 2 * size, wide_kernels=wide)
@@ -106,14 +77,14 @@ def _rms_norm(arch: str) -> Iterator[Case]:
 def _embedding(arch: str) -> Iterator[Case]:
     limits = (row.max_width for row in _rows(embedding_config.ROWS, arch))
     for width in _widths((model.hidden for model in MODELS), limits):
-        run = partial(embedding, _ints(CHUNK), _meta(MODELS[0].vocabulary, width))
+        run = partial(embedding, ints(CHUNK), meta(MODELS[0].vocabulary, width))
         yield Case(f"{width}", run, 4 * CHUNK * width)
 
 
 def _silu_mul(arch: str) -> Iterator[Case]:
     limits = (row.max_width for row in _rows(silu_mul_config.ROWS, arch))
     for width in _widths((model.mlp for model in MODELS), limits):
-        run = partial(silu_mul, _meta(CHUNK, 2 * width))
+        run = partial(silu_mul, meta(CHUNK, 2 * width))
         yield Case(f"{width}", run, 6 * CHUNK * width, wide_kernels=("silu_mul_kernel",))
 
 
@@ -137,7 +108,7 @@ def _linear_case(weight_format: str, row: linear_config.Settings) -> Case:
     kernel = "linear_dense_kernel" if isinstance(weight, Tensor) else "linear_packed_kernel"
     return Case(
         f"{weight_format} {tokens} x {k} x {n}",
-        partial(linear, _meta(tokens, k, dtype=dtype), weight),
+        partial(linear, meta(tokens, k, dtype=dtype), weight),
         weight_bytes + dtype.itemsize * tokens * (n + k),
         flops=2 * tokens * n * k,
         factors="fp32" if weight_format == "fp32" else "bf16",
@@ -149,15 +120,15 @@ def _linear_case(weight_format: str, row: linear_config.Settings) -> Case:
 def _weight(weight_format: str, n: int, k: int) -> tuple[Weight, int]:
     """A weight [n, k] and its bytes; groups and blocks are those of Qwen's own checkpoints."""
     tiles, group = -(-k // 128), 128
-    words8 = _ints(tiles, n, 32)
-    scales = _meta(k // group, n, dtype=torch.float16)
-    zeros = _meta(k // group, n, dtype=torch.uint8)
+    words8 = ints(tiles, n, 32)
+    scales = meta(k // group, n, dtype=torch.float16)
+    zeros = meta(k // group, n, dtype=torch.uint8)
     formats: dict[str, Weight] = {
-        "fp32": _meta(n, k, dtype=torch.float32),
-        "bf16": _meta(n, k),
+        "fp32": meta(n, k, dtype=torch.float32),
+        "bf16": meta(n, k),
         "int8": IntWeight(words8, scales, None, bits=8, columns=k),
-        "int4": IntWeight(_meta(tiles, n, 32, dtype=torch.int16), scales, zeros, 4, columns=k),
-        "fp8": Fp8Weight(words8, _meta(-(-n // 128), tiles, dtype=torch.float32), columns=k),
+        "int4": IntWeight(meta(tiles, n, 32, dtype=torch.int16), scales, zeros, 4, columns=k),
+        "fp8": Fp8Weight(words8, meta(-(-n // 128), tiles, dtype=torch.float32), columns=k),
     }
     bits = {"fp32": 32, "bf16": 16, "int8": 8, "int4": 4, "fp8": 8}
     return formats[weight_format], n * k * bits[weight_format] // 8
@@ -166,17 +137,17 @@ def _weight(weight_format: str, n: int, k: int) -> tuple[Weight, int]:
 def _rope(_: str) -> Iterator[Case]:
     for model in MODELS:
         width = (model.heads + 2 * model.kv_heads) * model.head_dim
-        for norm in (_meta(model.head_dim), None):
+        for norm in (meta(model.head_dim), None):
             run = partial(
                 rope,
-                _meta(CHUNK, width),
-                _ints(CHUNK),
-                _meta(40960, model.head_dim, dtype=torch.float32),
+                meta(CHUNK, width),
+                ints(CHUNK),
+                meta(40960, model.head_dim, dtype=torch.float32),
                 norm,
                 norm,
                 1e-6,
-                *_cache(CHUNK, model.kv_heads, model.head_dim, torch.bfloat16),
-                _ints(CHUNK),
+                *cache(CHUNK, model.kv_heads, model.head_dim, torch.bfloat16),
+                ints(CHUNK),
             )
             yield Case(
                 f"{model.heads}+{model.kv_heads} heads{'' if norm is None else ' normed'}",
@@ -253,20 +224,15 @@ def _attention_run(
     blocks = -(-extent.max_seq_len // BLOCK_SIZE)
     return partial(
         attention,
-        _meta(tokens, model.heads, head_dim, dtype=dtype),
-        *_cache(sequences * extent.max_seq_len, model.kv_heads, head_dim, dtype),
-        _ints(sequences, blocks),
-        _ints(sequences + 1),
-        _ints(sequences),
+        meta(tokens, model.heads, head_dim, dtype=dtype),
+        *cache(sequences * extent.max_seq_len, model.kv_heads, head_dim, dtype),
+        ints(sequences, blocks),
+        ints(sequences + 1),
+        ints(sequences),
         extent,
         head_dim**-0.5,
         window,
     )
-
-
-def _cache(tokens: int, heads: int, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    shape = (-(-tokens // BLOCK_SIZE), heads, BLOCK_SIZE, head_dim)
-    return _meta(*shape, dtype=dtype), _meta(*shape, dtype=dtype)
 
 
 def _sample(_: str) -> Iterator[Case]:
@@ -274,14 +240,14 @@ def _sample(_: str) -> Iterator[Case]:
     one = _doubles(BATCH)
     run = partial(
         sample,
-        _meta(BATCH, vocabulary, dtype=torch.float32),
+        meta(BATCH, vocabulary, dtype=torch.float32),
         temperature=one,
-        top_k=_ints(BATCH),
+        top_k=ints(BATCH),
         top_p=one,
         min_p=one,
         repetition_penalty=one,
-        seen_ids=_ints(BATCH * 1000),
-        cu_seen=_ints(BATCH + 1),
+        seen_ids=ints(BATCH * 1000),
+        cu_seen=ints(BATCH + 1),
         uniform=one,
     )
     yield Case(
@@ -295,10 +261,10 @@ def _sample(_: str) -> Iterator[Case]:
 
 def _logprobs(_: str) -> Iterator[Case]:
     vocabulary = MODELS[0].vocabulary
-    logits = _meta(BATCH, vocabulary, dtype=torch.float32)
+    logits = meta(BATCH, vocabulary, dtype=torch.float32)
     yield Case(
         f"{BATCH} rows",
-        partial(logprobs, logits, _ints(BATCH), MAX_TOP_LOGPROBS),
+        partial(logprobs, logits, ints(BATCH), MAX_TOP_LOGPROBS),
         4 * BATCH * vocabulary,
         factors="fp32",
         wide_kernels=("logprobs_kernel",),
@@ -314,5 +280,6 @@ CASES: Mapping[str, Callable[[str], Iterator[Case]]] = {
     "silu_mul": _silu_mul,
     "sample": _sample,
     "logprobs": _logprobs,
+    **FUSED_CASES,
 }
 """Op -> its cases for an architecture."""
