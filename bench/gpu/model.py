@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from qwell.bench.checkpoints import fill_randomly, tensor_shapes
+from qwell.kernels.fused_ops import FusedOps
 from qwell.kernels.ops import Ops
 from qwell.runtime.batch import Batch, build_batch
 from qwell.runtime.checkpoint.config import ModelConfig
@@ -58,6 +59,7 @@ def random_model(
     max_model_len: int,
     dtype: torch.dtype,
     device: torch.device,
+    fused: FusedOps | None = None,
 ) -> LoadedModel:
     """A model with this config.json, and a cache of so many tokens.
 
@@ -72,9 +74,8 @@ def random_model(
             f"weights and cache take {needed / 2**30:.1f} GiB, the GPU has {free / 2**30:.1f} free"
         )
     family = FAMILIES[parsed.architecture]
-    decoder = load_dense(
-        RandomShards(shapes, device), family.names, parsed, ops, None, max_model_len, dtype, device
-    )
+    weights = RandomShards(shapes, device)
+    decoder = load_dense(weights, family.names, parsed, ops, fused, max_model_len, dtype, device)
     blocks = blocks_for(cache_tokens)
     cache = allocate(parsed, blocks, dtype, device)
     for tensor in (*cache.k, *cache.v):

@@ -19,7 +19,7 @@ from qwell.bench.gpu.parity import parity, parity_steps
 from qwell.bench.gpu.serving import engine_speeds, throughput
 from qwell.bench.gpu.timing import timer_for
 from qwell.kernels.ops import OP_NAMES, Ops
-from qwell.kernels.registry import build_ops
+from qwell.kernels.registry import build_fused_ops, build_ops
 from qwell.runtime.decode_graphs import cuda_capture
 from qwell.runtime.kv_cache import bytes_per_token
 from qwell.runtime.loader import LoadedModel
@@ -48,6 +48,7 @@ def gpu_sections() -> tuple[tuple[Section, ...], ...]:
         tuple(_parity_sections()),
         (Section("model parity", _model_parity, 40.0),),
         (Section("qwen3-0.6b", partial(_speeds, "qwen3-0.6b"), 75.0),),
+        (Section("not batch-invariant", _not_invariant, 45.0),),
         (Section("serving", _serving, 75.0),),
         (Section("qwen3-8b", partial(_speeds, "qwen3-8b"), 60.0),),
         (Section("kernels", _kernels, TOTAL_SECONDS),),
@@ -100,6 +101,17 @@ def _speeds(name: str, ceilings: Ceilings) -> Iterator[Row]:
     decodes = [(batch, _CONTEXT) for batch in _BATCHES]
     yield from speeds(name, model, timer_for(_gpu()), ceilings, cuda_capture, decodes, _PROMPTS)
     yield from engine_speeds(name, model, ceilings, _BATCHES, _CONTEXT, steps=50)
+
+
+def _not_invariant(ceilings: Ceilings) -> Iterator[Row]:
+    """What --no-batch-invariant is worth: fused ops for small decodes, BLAS for the rest."""
+    ops = build_ops(_gpu(), DTYPE, batch_invariant=False)
+    fused = build_fused_ops(_gpu(), DTYPE)
+    config = true_config("qwen3-0.6b")
+    model = random_model(config, ops, _CACHE_TOKENS, MAX_MODEL_LEN, DTYPE, _gpu(), fused)
+    name = "qwen3-0.6b --no-batch-invariant"
+    decodes = [(batch, _CONTEXT) for batch in _BATCHES]
+    yield from speeds(name, model, timer_for(_gpu()), ceilings, cuda_capture, decodes, _PROMPTS)
 
 
 def _serving(ceilings: Ceilings) -> Iterator[Row]:

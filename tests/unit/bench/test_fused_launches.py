@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from composed_ops import ComposedOps
 
+from qwell.bench.checkpoints import true_config
+from qwell.bench.gpu.model import random_model, step_batch
 from qwell.bench.kernels.compile import compile_only
 from qwell.bench.kernels.fused_cases import FUSED_CASES
 from qwell.kernels.fused_ops import FUSED_OP_NAMES
+from qwell.kernels.registry import build_ops
+
+SMALL = {
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 256,
+}
 
 
 @pytest.mark.parametrize("op", FUSED_OP_NAMES)
@@ -15,3 +30,15 @@ def test_a_fused_op_is_one_launch(op):
         with compile_only("sm_90") as launches:
             case.run()
         assert [launch.kernel.name for launch in launches] == [f"{op}_kernel"]
+
+
+@torch.inference_mode()
+def test_a_measured_model_runs_the_fused_ops_it_is_given():
+    cpu = torch.device("cpu")
+    composed = ComposedOps(build_ops(cpu, torch.float32))
+    config = true_config("qwen3-0.6b") | SMALL
+    ops = build_ops(cpu, torch.float32)
+    model = random_model(config, ops, 512, 256, torch.float32, cpu, composed.fused())
+    step = step_batch(cpu, [(39, 40)] * 2, [40] * 2)
+    assert model.decoder.forward(step, model.cache).shape == (2, 256)
+    assert composed.calls == dict.fromkeys(FUSED_OP_NAMES, 2)
