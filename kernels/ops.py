@@ -125,11 +125,11 @@ class Sample(Protocol):
     ) -> Tensor:
         """Next ids [S] from fp32 logits [S, V]; every parameter is [S], row s alone decides id s.
 
-        Order: repetition penalty over the distinct ids seen_ids[cu_seen[s]:cu_seen[s + 1]]
-        (logit / penalty if >= 0, else * penalty), temperature, top-k (0 keeps all; ties of the
-        k-th stay), top-p (the smallest set reaching it, at least one), min-p, then the inverse
-        of the cumulative distribution at uniform[s] in [0, 1), ids in ascending order.
-        Temperature 0 takes the first maximum.
+        Order: repetition penalty over the ids seen_ids[cu_seen[s]:cu_seen[s + 1]], one listed
+        twice counting once (logit / penalty if >= 0, else * penalty), temperature, top-k (0
+        keeps all; ties of the k-th stay), top-p (the smallest set reaching it, at least one),
+        min-p, then the inverse of the cumulative distribution at uniform[s] in [0, 1), ids in
+        ascending order. Temperature 0 takes the first maximum.
         """
 
 
