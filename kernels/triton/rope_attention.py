@@ -129,19 +129,18 @@ def rope_attention_kernel(
     k_cache_ptr += i_kv_head * PAGE * HEAD_DIM
     v_cache_ptr += i_kv_head * PAGE * HEAD_DIM
     o_cache = cache_row(slot, 0, NUM_KV_HEADS, PAGE) * HEAD_DIM + o_d
-    m_cached = m_owner & (slot + o_one >= 0) & (o_d < HEAD_DIM)
+    m_d = o_d < HEAD_DIM
+    m_cached = m_owner & m_d & (slot + o_one >= 0)
     p_v = qkv_ptr + (NUM_HEADS + NUM_KV_HEADS + i_kv_head) * HEAD_DIM + o_d
+    b_v = tl.load(p_v, mask=m_d, other=0.0)
     tl.store(k_cache_ptr + o_cache, b_k, mask=m_cached)
-    tl.store(v_cache_ptr + o_cache, tl.load(p_v, mask=m_cached), mask=m_cached)
+    tl.store(v_cache_ptr + o_cache, b_v, mask=m_cached)
 
     table_ptr += i_sequence * table_stride
     for i_split in range(first_split, end_split, tl.num_programs(0)):
-        # What the split begins with: the new key, which weighs 1 as the greatest so far, or none.
-        is_last = i_split == end_split - 1
-        m_last = i_split + o_one == end_split - 1
-        b_v = tl.load(p_v, mask=m_last & (o_d < HEAD_DIM), other=0.0)
-        b_max = tl.where(is_last, b_new_score, float("-inf"))
-        b_sum = tl.zeros((BLOCK_M,), tl.float32) + tl.where(is_last, 1.0, 0.0)
+        # A split begins with the new key. In all but the last that weighs exp2(-inf) = 0.
+        b_max = tl.where(i_split == end_split - 1, b_new_score, float("-inf"))
+        b_sum = tl.full((BLOCK_M,), 1.0, tl.float32)
         b_acc = tl.broadcast_to(b_v.to(tl.float32), (BLOCK_M, BLOCK_D))
         if WINDOW != 1:  # else the new key is the only one
             # A query one position before, its window shorter by one, sees all keys but the new.
