@@ -7,7 +7,9 @@ class Isa(enum.Enum):
     portable = 0
     avx2 = 1
     avx512 = 2
-    neon = 3
+    avx512_bf16 = 3
+    neon = 4
+    neon_dotprod = 5
 
 class DType(enum.Enum):
     float32 = 0
@@ -49,3 +51,5 @@ class Tape:
 
 def runnable_isas() -> list[Isa]: ...
 def run(isa: Isa, pool: Pool, call: Call) -> None: ...
+def read_all(isa: Isa, pool: Pool, data: int, count: int) -> float: ...
+def fma_burst(isa: Isa, pool: Pool, tasks: int) -> float: ...

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qwell.bench.kernels.models import Model
+from qwell.bench.work import weight_bytes
 from qwell.kernels.ops import MAX_TOP_LOGPROBS, OP_NAMES, Extent
 from qwell.kernels.quantize import quantize_fp8, quantize_int4, quantize_int8
 from qwell.kernels.weights import Weight
@@ -357,11 +358,3 @@ def matrices(model: Model) -> tuple[tuple[str, int, int], ...]:
         ("down", model.hidden, model.mlp),
         ("head", model.vocabulary, model.hidden),
     )
-
-
-def weight_bytes(weight: Weight) -> int:
-    """What reading a linear weight moves."""
-    if isinstance(weight, Tensor):
-        return weight.nbytes
-    parts = (weight.words, weight.scales, getattr(weight, "zeros", None))
-    return sum(part.nbytes for part in parts if part is not None)

@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from qwell.bench.gpu.timing import Timer
+from qwell.bench.work import Ceilings
 
 COPY_BYTES = 1 << 30
 MATMUL_SIDE = 8192
-
-
-@dataclass(frozen=True)
-class Ceilings:
-    """Measured, by torch's own copy and matrix product.
-
-    Attributes:
-        bandwidth: bytes a second, read and written ones both counted.
-        flops: bfloat16 multiplications and additions a second, both counted.
-    """
-
-    bandwidth: float
-    flops: float
-
-    def floor(self, bytes_moved: float, flops: float) -> float:
-        """Seconds that moving these bytes and this arithmetic take at least, overlapped."""
-        return max(bytes_moved / self.bandwidth, flops / self.flops)
 
 
 def measure(
@@ -35,7 +17,11 @@ def measure(
     copy_bytes: int = COPY_BYTES,
     matmul_side: int = MATMUL_SIDE,
 ) -> Ceilings:
-    """Copy `copy_bytes`, multiply two bfloat16 matrices of `matmul_side` squared."""
+    """What torch's own copy and bfloat16 matrix product reach.
+
+    Copies `copy_bytes`, counting read and written ones both; multiplies two matrices of
+    `matmul_side` squared.
+    """
     source = torch.zeros(copy_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     bandwidth = 2 * copy_bytes / timer.seconds(lambda: target.copy_(source))

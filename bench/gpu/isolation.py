@@ -9,12 +9,12 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 
 from qwell.bench.gpu.attempt import Failure, attempt
-from qwell.bench.gpu.ceilings import Ceilings
 from qwell.bench.gpu.kernels import KernelTime
 from qwell.bench.gpu.model_parity import LogitsParity
 from qwell.bench.gpu.model_speed import Speed
 from qwell.bench.gpu.parity import Parity
 from qwell.bench.gpu.serving import Throughput
+from qwell.bench.work import Ceilings
 
 Row = Ceilings | Parity | LogitsParity | KernelTime | Speed | Throughput
 

@@ -9,10 +9,10 @@ import torch
 
 from qwell.bench.gpu.attempt import Failure, attempt
 from qwell.bench.gpu.calls import Call, Calls, Step, decode, prefill
-from qwell.bench.gpu.ceilings import Ceilings
 from qwell.bench.gpu.parity import Parity, compare
 from qwell.bench.gpu.timing import Timer
 from qwell.bench.kernels.models import MODELS
+from qwell.bench.work import Ceilings
 from qwell.kernels.ops import Ops
 
 

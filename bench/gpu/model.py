@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from qwell.bench.checkpoints import fill_randomly, tensor_shapes
+from qwell.bench.sequences import sequences
 from qwell.kernels.fused_ops import FusedOps
 from qwell.kernels.ops import Ops
 from qwell.runtime.batch import Batch, build_batch
@@ -21,9 +22,7 @@ from qwell.runtime.kv_cache import BLOCK_SIZE, allocate, blocks_for, bytes_per_t
 from qwell.runtime.loader import LoadedModel
 from qwell.runtime.models.dense import load_dense
 from qwell.runtime.models.registry import FAMILIES
-from qwell.runtime.sampling_params import SamplingParams
 from qwell.runtime.scheduler import Chunk
-from qwell.runtime.scheduler import Sequence as Running
 
 
 class RandomShards(Shards):
@@ -100,13 +99,8 @@ def step_batch(
 
     Sequences have blocks of their own, for `room` tokens each. Logits are of the last tokens.
     """
-    chunks = []
-    taken = 0
-    for i, ((start, end), tokens) in enumerate(zip(pieces, room, strict=True)):
-        blocks = list(range(taken, taken + blocks_for(tokens)))
-        taken += len(blocks)
-        # Any ids do that every vocabulary has.
-        ids = [(7 * i + 13 * place) % 256 for place in range(end)]
-        sequence = Running(str(i), ids, end, SamplingParams(), seed=i, blocks=blocks)
-        chunks.append(Chunk(sequence, start, end))
+    running = sequences([end for _, end in pieces], room)
+    chunks = [
+        Chunk(sequence, start, end) for sequence, (start, end) in zip(running, pieces, strict=True)
+    ]
     return build_batch(chunks, BLOCK_SIZE, device, all_logits=all_logits)

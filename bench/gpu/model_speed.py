@@ -7,13 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from qwell.bench.gpu.calls import matrices
-from qwell.bench.gpu.ceilings import Ceilings
 from qwell.bench.gpu.model import step_batch
 from qwell.bench.gpu.timing import Timer
-from qwell.bench.kernels.models import Model
+from qwell.bench.work import Ceilings, Work
 from qwell.runtime.decode_graphs import Capture, DecodeGraphs
-from qwell.runtime.kv_cache import bytes_per_token
 from qwell.runtime.loader import LoadedModel
 
 
@@ -36,54 +33,6 @@ class Speed:
     tokens_per_second: float
     floor_milliseconds: float
     share: float
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a model's steps read and compute."""
-
-    weight_bytes: int
-    cache_bytes_per_token: int
-    layer_weights: int
-    head_weights: int
-    attention_width: int
-
-    @classmethod
-    def of(cls, model: LoadedModel) -> Work:
-        c = model.config
-        sizes = Model(
-            "",
-            c.hidden_size,
-            c.num_heads,
-            c.num_kv_heads,
-            c.head_dim,
-            c.intermediate_size,
-            c.vocab_size,
-        )
-        *layer, (_, vocabulary, hidden) = matrices(sizes)
-        weights = c.num_layers * sum(n * k for _, n, k in layer)
-        return cls(
-            weight_bytes=(weights + vocabulary * hidden) * model.dtype.itemsize,
-            cache_bytes_per_token=bytes_per_token(c, model.dtype),
-            layer_weights=weights,
-            head_weights=vocabulary * hidden,
-            attention_width=c.num_layers * c.num_heads * c.head_dim,
-        )
-
-    def decode_floor(self, ceilings: Ceilings, contexts: Sequence[int]) -> float:
-        """Seconds of a step of one token for sequences that are so long then."""
-        moved = self.weight_bytes + self.cache_bytes_per_token * sum(contexts)
-        return ceilings.floor(moved, self._flops(len(contexts), len(contexts), sum(contexts)))
-
-    def prefill_floor(self, ceilings: Ceilings, tokens: int) -> float:
-        """Seconds of a step that computes one prompt, and the logits of its last token."""
-        moved = self.weight_bytes + self.cache_bytes_per_token * tokens
-        return ceilings.floor(moved, self._flops(tokens, 1, tokens * (tokens + 1) // 2))
-
-    def _flops(self, tokens: int, rows: int, met: int) -> int:
-        """Of `tokens` with `rows` of logits, whose queries meet `met` keys in all."""
-        products = tokens * self.layer_weights + rows * self.head_weights
-        return 2 * products + 4 * met * self.attention_width
 
 
 def speeds(

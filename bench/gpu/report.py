@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from qwell.bench.gpu.ceilings import Ceilings
 from qwell.bench.gpu.isolation import Outcome
 from qwell.bench.gpu.kernels import KernelTime
 from qwell.bench.gpu.model_parity import LogitsParity
 from qwell.bench.gpu.model_speed import Speed
 from qwell.bench.gpu.parity import Parity
 from qwell.bench.gpu.serving import Throughput
+from qwell.bench.work import Ceilings
 
 NONE = "-"
 

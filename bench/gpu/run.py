@@ -17,10 +17,10 @@ from typing import Any
 import torch
 import triton
 
-from qwell.bench.gpu.ceilings import Ceilings
 from qwell.bench.gpu.isolation import Outcome, Section, run_isolated
 from qwell.bench.gpu.report import is_sound, table
 from qwell.bench.gpu.sections import DTYPE, TOTAL_SECONDS, gpu_sections
+from qwell.bench.work import Ceilings
 from qwell.kernels.registry import build_ops, describe
 from qwell.runtime.errors import EngineStartError
 

@@ -9,7 +9,7 @@ import torch
 
 from qwell.bench.checkpoints import true_config
 from qwell.bench.gpu.calls import Step
-from qwell.bench.gpu.ceilings import Ceilings, measure
+from qwell.bench.gpu.ceilings import measure
 from qwell.bench.gpu.isolation import Row, Section
 from qwell.bench.gpu.kernels import kernel_steps, kernel_times
 from qwell.bench.gpu.model import random_model, read_config
@@ -18,6 +18,7 @@ from qwell.bench.gpu.model_speed import speeds
 from qwell.bench.gpu.parity import parity, parity_steps
 from qwell.bench.gpu.serving import engine_speeds, throughput
 from qwell.bench.gpu.timing import timer_for
+from qwell.bench.work import Ceilings
 from qwell.kernels.ops import OP_NAMES, Ops
 from qwell.kernels.registry import build_fused_ops, build_ops
 from qwell.runtime.decode_graphs import cuda_capture

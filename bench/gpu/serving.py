@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from qwell.bench.gpu.ceilings import Ceilings
-from qwell.bench.gpu.model_speed import Speed, Work, speed
+from qwell.bench.gpu.model_speed import Speed, speed
+from qwell.bench.work import Ceilings, Work
 from qwell.runtime.engine import Engine
 from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.loader import LoadedModel

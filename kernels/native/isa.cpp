@@ -2,6 +2,9 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 namespace qwell {
@@ -18,6 +21,14 @@ bool has_f16c() {
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
 }
 
+bool has_avx512_bf16() {
+  unsigned int eax = 0;
+  unsigned int ebx = 0;
+  unsigned int ecx = 0;
+  unsigned int edx = 0;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & bit_AVX512BF16) != 0;
+}
+
 }  // namespace
 #endif
 
@@ -27,8 +38,12 @@ const char* isa_name(Isa isa) {
       return "avx2";
     case Isa::avx512:
       return "avx512";
+    case Isa::avx512_bf16:
+      return "avx512_bf16";
     case Isa::neon:
       return "neon";
+    case Isa::neon_dotprod:
+      return "neon_dotprod";
     case Isa::portable:
       break;
   }
@@ -41,12 +56,17 @@ std::vector<Isa> runnable_isas() {
   // These builtins also ask the operating system whether it saves the wide registers.
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl")) {
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vnni")) {
+      if (has_avx512_bf16()) isas.push_back(Isa::avx512_bf16);
       isas.push_back(Isa::avx512);
     }
     isas.push_back(Isa::avx2);
   }
 #elif defined(__aarch64__)
+#if defined(__linux__)
+  if ((getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0) isas.push_back(Isa::neon_dotprod);
+#endif
   isas.push_back(Isa::neon);  // part of the base architecture
 #endif
   isas.push_back(Isa::portable);

@@ -4,13 +4,43 @@
 
 namespace qwell {
 
-// Instruction sets that kernels are compiled for, each in translation units of its own.
-enum class Isa { portable, avx2, avx512, neon };
+// Instruction sets that kernels are compiled for, each in translation units of its own. avx512
+// has VNNI's dot products of bytes, avx512_bf16 those of bfloat16 too; a processor with less of
+// AVX-512 runs avx2.
+enum class Isa { portable, avx2, avx512, avx512_bf16, neon, neon_dotprod };
 
 const char* isa_name(Isa isa);
 
 // The instruction sets that both this build holds and this machine runs, the best one first.
 // Asked of the processor at run time; portable is always the last.
 std::vector<Isa> runnable_isas();
+
+// QWELL_PER_ISA(declarations) repeats declarations in the namespace of every instruction set of
+// this architecture; QWELL_KERNEL(isa, name) is the address of the function of that name for isa.
+#if defined(__x86_64__)
+#define QWELL_PER_ISA(...)                \
+  namespace portable { __VA_ARGS__ }      \
+  namespace avx2 { __VA_ARGS__ }          \
+  namespace avx512 { __VA_ARGS__ }        \
+  namespace avx512_bf16 { __VA_ARGS__ }
+#define QWELL_KERNEL(isa, name)                                     \
+  ((isa) == ::qwell::Isa::avx512_bf16 ? &::qwell::avx512_bf16::name \
+   : (isa) == ::qwell::Isa::avx512    ? &::qwell::avx512::name      \
+   : (isa) == ::qwell::Isa::avx2      ? &::qwell::avx2::name        \
+                                      : &::qwell::portable::name)
+#elif defined(__aarch64__)
+#define QWELL_PER_ISA(...)           \
+  namespace portable { __VA_ARGS__ } \
+  namespace neon { __VA_ARGS__ }     \
+  namespace neon_dotprod { __VA_ARGS__ }
+#define QWELL_KERNEL(isa, name)                                       \
+  ((isa) == ::qwell::Isa::neon_dotprod ? &::qwell::neon_dotprod::name \
+   : (isa) == ::qwell::Isa::neon       ? &::qwell::neon::name         \
+                                       : &::qwell::portable::name)
+#else
+#define QWELL_PER_ISA(...) \
+  namespace portable { __VA_ARGS__ }
+#define QWELL_KERNEL(isa, name) (static_cast<void>(isa), &::qwell::portable::name)
+#endif
 
 }  // namespace qwell

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "ceilings.h"
 #include "dtype.h"
 #include "isa.h"
 #include "pool.h"
@@ -44,6 +45,17 @@ void define_rms_norm(nb::module_& module) {
           "width"_a, "eps"_a);
 }
 
+void define_ceilings(nb::module_& module) {
+  module.def(
+      "read_all",
+      [](qwell::Isa isa, qwell::Pool& pool, Address data, std::int64_t count) {
+        return qwell::read_all(isa, pool, pointer<const float>(data), count);
+      },
+      nb::call_guard<nb::gil_scoped_release>(), "isa"_a, "pool"_a, "data"_a, "count"_a);
+  module.def("fma_burst", &qwell::fma_burst, nb::call_guard<nb::gil_scoped_release>(), "isa"_a,
+             "pool"_a, "tasks"_a);
+}
+
 template <class Call>
 void define_runs(nb::module_& module, nb::class_<qwell::Tape>& tape) {
   module.def(
@@ -66,7 +78,9 @@ NB_MODULE(_native, module) {
       .value("portable", qwell::Isa::portable)
       .value("avx2", qwell::Isa::avx2)
       .value("avx512", qwell::Isa::avx512)
-      .value("neon", qwell::Isa::neon);
+      .value("avx512_bf16", qwell::Isa::avx512_bf16)
+      .value("neon", qwell::Isa::neon)
+      .value("neon_dotprod", qwell::Isa::neon_dotprod);
   nb::enum_<qwell::DType>(module, "DType")
       .value("float32", qwell::DType::float32)
       .value("bfloat16", qwell::DType::bfloat16)
@@ -88,6 +102,7 @@ NB_MODULE(_native, module) {
       .def("replay", &qwell::Tape::replay, nb::call_guard<nb::gil_scoped_release>(), "isa"_a,
            "pool"_a, "tokens"_a, "logits"_a);
 
+  define_ceilings(module);
   define_rms_norm(module);
   define_runs<qwell::RmsNormCall>(module, tape);
 }

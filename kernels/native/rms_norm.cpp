@@ -5,24 +5,6 @@
 namespace qwell {
 namespace {
 
-using Kernel = void (*)(const RmsNormCall&);
-
-Kernel kernel_for(Isa isa) {
-  switch (isa) {
-#if defined(__x86_64__)
-    case Isa::avx512:
-      return avx512::rms_norm;
-    case Isa::avx2:
-      return avx2::rms_norm;
-#elif defined(__aarch64__)
-    case Isa::neon:
-      return neon::rms_norm;
-#endif
-    default:
-      return portable::rms_norm;
-  }
-}
-
 const void* row(const void* base, std::int64_t bytes) {
   return base != nullptr ? static_cast<const char*>(base) + bytes : nullptr;
 }
@@ -36,7 +18,7 @@ void* row(void* base, std::int64_t bytes) {
 void rms_norm(Isa isa, Pool& pool, const RmsNormCall& call) {
   // Below this a thread takes longer to wake than to compute.
   constexpr std::int64_t kTaskElements = 8192;
-  const Kernel kernel = kernel_for(isa);
+  const auto kernel = QWELL_KERNEL(isa, rms_norm);
   const std::int64_t task_rows = std::max<std::int64_t>(kTaskElements / call.width, 1);
   pool.run((call.rows + task_rows - 1) / task_rows, [&](std::int64_t i) {
     const std::int64_t start = i * task_rows;

@@ -28,20 +28,6 @@ struct RmsNormCall {
 void rms_norm(Isa isa, Pool& pool, const RmsNormCall& call);
 
 // One implementation per instruction set, each from rms_norm_kernel.cpp.
-namespace portable {
-void rms_norm(const RmsNormCall& call);
-}
-#if defined(__x86_64__)
-namespace avx2 {
-void rms_norm(const RmsNormCall& call);
-}
-namespace avx512 {
-void rms_norm(const RmsNormCall& call);
-}
-#elif defined(__aarch64__)
-namespace neon {
-void rms_norm(const RmsNormCall& call);
-}
-#endif
+QWELL_PER_ISA(void rms_norm(const RmsNormCall& call);)
 
 }  // namespace qwell

@@ -2,6 +2,7 @@
 
 #include <immintrin.h>
 
+#include <cstdint>
 #include <type_traits>
 
 #include "../dtype.h"
@@ -17,6 +18,9 @@ struct Vec {
 inline Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
 inline Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
 inline Vec splat(float value) { return {_mm256_set1_ps(value)}; }
+
+inline constexpr bool kFused = true;
+inline Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 
 inline __m128i load_16bit(const void* from) {
   return _mm_loadu_si128(static_cast<const __m128i*>(from));

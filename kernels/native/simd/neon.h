@@ -2,6 +2,7 @@
 
 #include <arm_neon.h>
 
+#include <cstdint>
 #include <type_traits>
 
 #include "../dtype.h"
@@ -17,6 +18,9 @@ struct Vec {
 inline Vec operator+(Vec a, Vec b) { return {vaddq_f32(a.v, b.v)}; }
 inline Vec operator*(Vec a, Vec b) { return {vmulq_f32(a.v, b.v)}; }
 inline Vec splat(float value) { return {vdupq_n_f32(value)}; }
+
+inline constexpr bool kFused = true;
+inline Vec fma(Vec a, Vec b, Vec c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
 
 inline Vec load(const float* from) { return {vld1q_f32(from)}; }
 

@@ -5,6 +5,7 @@
 //   Vec                  Vec::width lanes, with + and *
 //   splat(float)         one value in all lanes
 //   load(const T*)       Vec::width elements, unaligned, widened to fp32
+//   fma(a, b, c)         a * b + c, rounded once if kFused and twice where there is no such thing
 //   store(T*, Vec)       rounds to nearest even and stores, unaligned; NaN stays NaN
 //   rounded<T>(Vec)      rounds to T and back
 //
@@ -13,11 +14,11 @@
 // to a processor that lacks them. For the same reason units that include this use no standard
 // library function that is not inlined or a call to libc.
 
-#if defined(QWELL_ISA_AVX512)
+#if defined(QWELL_ISA_AVX512) || defined(QWELL_ISA_AVX512_BF16)
 #include "avx512.h"
 #elif defined(QWELL_ISA_AVX2)
 #include "avx2.h"
-#elif defined(QWELL_ISA_NEON)
+#elif defined(QWELL_ISA_NEON) || defined(QWELL_ISA_NEON_DOTPROD)
 #include "neon.h"
 #elif defined(QWELL_ISA_PORTABLE)
 #include "portable.h"

@@ -19,18 +19,19 @@ from torch import Tensor
 
 from qwell.bench.checkpoints import true_config
 from qwell.bench.gpu.calls import Call, Calls, Step, decode, prefill
-from qwell.bench.gpu.ceilings import Ceilings, measure
+from qwell.bench.gpu.ceilings import measure
 from qwell.bench.gpu.isolation import Section
 from qwell.bench.gpu.kernels import KernelTime, kernel_times
 from qwell.bench.gpu.model import random_model
 from qwell.bench.gpu.model_parity import logits_parity
-from qwell.bench.gpu.model_speed import Work, speeds
+from qwell.bench.gpu.model_speed import speeds
 from qwell.bench.gpu.parity import REFERENCE, Parity, epsilons, parity
 from qwell.bench.gpu.report import is_sound, table
 from qwell.bench.gpu.run import run_sections
 from qwell.bench.gpu.serving import engine_speeds, throughput
 from qwell.bench.gpu.timing import HostTimer
 from qwell.bench.kernels.models import Model
+from qwell.bench.work import Ceilings, Work
 from qwell.cli import main
 from qwell.kernels.ops import OP_NAMES, Ops
 from qwell.kernels.reference import rms_norm as reference_rms_norm
@@ -389,7 +390,7 @@ from multiprocessing import get_context
 import torch
 from qwell.bench.checkpoints import true_config
 from qwell.bench.gpu.calls import prefill
-from qwell.bench.gpu.ceilings import Ceilings
+from qwell.bench.work import Ceilings
 from qwell.bench.gpu.isolation import Section, run_isolated
 from qwell.bench.gpu.kernels import kernel_times
 from qwell.bench.gpu.model import random_model
