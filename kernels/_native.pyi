@@ -25,6 +25,27 @@ class Pool:
     @property
     def threads(self) -> int: ...
 
+class WeightFormat(enum.Enum):
+    f32 = 0
+    bf16 = 1
+    f16 = 2
+    int8 = 3
+    int4 = 4
+
+class LinearCall:
+    def __init__(
+        self,
+        *,
+        format: WeightFormat,
+        x: int,
+        weight: int,
+        bias: int,
+        y: int,
+        rows: int,
+        columns: int,
+        outputs: int,
+    ) -> None: ...
+
 class RmsNormCall:
     def __init__(
         self,
@@ -41,7 +62,7 @@ class RmsNormCall:
     ) -> None: ...
 
 # Only in this file: what the overloads of run and append take.
-Call: TypeAlias = RmsNormCall
+Call: TypeAlias = LinearCall | RmsNormCall
 
 class Tape:
     def __init__(self) -> None: ...

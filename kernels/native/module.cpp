@@ -6,6 +6,7 @@
 #include "ceilings.h"
 #include "dtype.h"
 #include "isa.h"
+#include "linear.h"
 #include "pool.h"
 #include "rms_norm.h"
 #include "tape.h"
@@ -22,6 +23,32 @@ using Address = std::uintptr_t;
 template <class T = void>
 T* pointer(Address address) {
   return reinterpret_cast<T*>(address);
+}
+
+void define_linear(nb::module_& module) {
+  nb::enum_<qwell::WeightFormat>(module, "WeightFormat")
+      .value("f32", qwell::WeightFormat::f32)
+      .value("bf16", qwell::WeightFormat::bf16)
+      .value("f16", qwell::WeightFormat::f16)
+      .value("int8", qwell::WeightFormat::int8)
+      .value("int4", qwell::WeightFormat::int4);
+  nb::class_<qwell::LinearCall>(module, "LinearCall")
+      .def(
+          "__init__",
+          [](qwell::LinearCall* call, qwell::WeightFormat format, Address x, Address weight,
+             Address bias, Address y, std::int64_t rows, std::int64_t columns,
+             std::int64_t outputs) {
+            new (call) qwell::LinearCall{.x = pointer<const float>(x),
+                                         .weight = pointer(weight),
+                                         .bias = pointer<const float>(bias),
+                                         .y = pointer<float>(y),
+                                         .rows = rows,
+                                         .columns = columns,
+                                         .outputs = outputs,
+                                         .format = format};
+          },
+          nb::kw_only(), "format"_a, "x"_a, "weight"_a, "bias"_a, "y"_a, "rows"_a, "columns"_a,
+          "outputs"_a);
 }
 
 void define_rms_norm(nb::module_& module) {
@@ -103,6 +130,8 @@ NB_MODULE(_native, module) {
            "pool"_a, "tokens"_a, "logits"_a);
 
   define_ceilings(module);
+  define_linear(module);
   define_rms_norm(module);
+  define_runs<qwell::LinearCall>(module, tape);
   define_runs<qwell::RmsNormCall>(module, tape);
 }

@@ -3,6 +3,7 @@
 namespace qwell {
 namespace {
 
+void run_op(Isa isa, Pool& pool, const LinearCall& call) { linear(isa, pool, call); }
 void run_op(Isa isa, Pool& pool, const RmsNormCall& call) { rms_norm(isa, pool, call); }
 
 }  // namespace

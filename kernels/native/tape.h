@@ -5,12 +5,13 @@
 #include <vector>
 
 #include "isa.h"
+#include "linear.h"
 #include "pool.h"
 #include "rms_norm.h"
 
 namespace qwell {
 
-using Call = std::variant<RmsNormCall>;
+using Call = std::variant<LinearCall, RmsNormCall>;
 
 // What the rows of a call are, and so how many a step has of them.
 enum class Rows { tokens, logits };
