@@ -39,7 +39,7 @@ class Extent:
 
 class Embedding(Protocol):
     def __call__(self, ids: Tensor, table: Tensor) -> Tensor:
-        """Rows of table [V, d] for ids [T] -> [T, d]."""
+        """Rows of table [V, d] for ids [T] -> [T, d]; the table may be activations."""
 
 
 class RmsNorm(Protocol):
@@ -161,3 +161,6 @@ class Ops:
 
 
 OP_NAMES = tuple(field.name for field in fields(Ops))
+
+FORWARD_OP_NAMES = tuple(op for op in OP_NAMES if op not in ("sample", "logprobs"))
+"""Those that a model's forward pass consists of."""

@@ -13,7 +13,7 @@ import torch
 from qwell.kernels.checks import MODEL_DTYPES
 from qwell.kernels.errors import KernelError
 from qwell.kernels.fused_ops import FUSED_OP_NAMES, REPLACED_OPS, FusedOps
-from qwell.kernels.ops import OP_NAMES, Ops
+from qwell.kernels.ops import FORWARD_OP_NAMES, OP_NAMES, Ops
 
 if TYPE_CHECKING:
     from qwell.kernels.native.runner import Runner
@@ -112,6 +112,12 @@ def build_fused_ops(
 def describe(ops: Ops) -> dict[str, str]:
     """Op name -> family that serves it, or module and name of a callable from elsewhere."""
     return {op: _origin(getattr(ops, op)) for op in OP_NAMES}
+
+
+def is_native(ops: Ops) -> bool:
+    """Whether a forward pass over these ops is native alone, and so can be recorded."""
+    families = describe(ops)
+    return all(families[op] == _NATIVE.family for op in FORWARD_OP_NAMES)
 
 
 def _choose(

@@ -24,7 +24,10 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
         kv_cache_tokens: size of the KV cache pool in tokens; None sizes it from memory.
         gpu_memory_utilization: share of a GPU's memory that weights, steps and cache may take
             together, in (0, 1].
-        eager: run every step op by op; on GPUs decode steps are captured and replayed otherwise.
+        threads: threads that compute on a CPU; None is a thread for each physical core that
+            this process may run on, and no more than its control group has time for.
+        eager: run every step op by op; otherwise decode steps on GPUs, and all steps on CPUs, are
+            captured and replayed.
         batch_invariant: compute every token with the same bits whatever else is in its batch; on
             GPUs steps of a few tokens take fewer launches, and many tokens BLAS, without it.
         max_batch_tokens: most tokens that one step computes; longer prompts run in chunks.
@@ -40,6 +43,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int | None = None
     kv_cache_tokens: int | None = None
     gpu_memory_utilization: float = 0.9
+    threads: int | None = None
     eager: bool = False
     kernels: Mapping[str, str] = {}
     batch_invariant: bool = True

@@ -39,8 +39,8 @@ class LLM:
 
     Args:
         model: folder or id of a checkpoint; None is the demo model.
-        device, dtype, max_model_len, kv_cache_tokens, gpu_memory_utilization, eager,
-            max_batch_tokens, max_num_seqs: see `EngineOptions`.
+        device, dtype, max_model_len, kv_cache_tokens, gpu_memory_utilization, threads,
+            eager, max_batch_tokens, max_num_seqs: see `EngineOptions`.
         kernels: what replaces the chosen implementation of an op, by op name: a callable, or the
             name of a family ("reference", "native", "triton").
 
@@ -57,6 +57,7 @@ class LLM:
         max_model_len: int | None = None,
         kv_cache_tokens: int | None = None,
         gpu_memory_utilization: float = 0.9,
+        threads: int | None = None,
         eager: bool = False,
         max_batch_tokens: int = 512,
         max_num_seqs: int = 64,
@@ -69,6 +70,7 @@ class LLM:
             max_model_len=max_model_len,
             kv_cache_tokens=kv_cache_tokens,
             gpu_memory_utilization=gpu_memory_utilization,
+            threads=threads,
             eager=eager,
             max_batch_tokens=max_batch_tokens,
             max_num_seqs=max_num_seqs,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,10 +15,12 @@ from torch import Tensor
 
 from qwell.kernels.errors import KernelError
 from qwell.kernels.fused_ops import MAX_FUSED_TOKENS
-from qwell.kernels.registry import build_fused_ops, build_ops, describe
+from qwell.kernels.native.runner import Runner
+from qwell.kernels.registry import build_fused_ops, build_ops, describe, is_native
 from qwell.runtime.batch import build_batch
 from qwell.runtime.checkpoint.config import ModelConfig
 from qwell.runtime.checkpoint.shards import Shards
+from qwell.runtime.cpu import count_cores, missing_for_avx2
 from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.errors import EngineStartError, UnsupportedModelError
 from qwell.runtime.kv_cache import BLOCK_SIZE, KVCache, allocate, blocks_for, bytes_per_token
@@ -35,7 +38,11 @@ MIN_CACHE_TOKENS = 256
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model that is ready to run, and the sizes it was loaded for."""
+    """A model that is ready to run, and the sizes it was loaded for.
+
+    Attributes:
+        runner: where native ops go; None on devices that have none.
+    """
 
     config: ModelConfig
     decoder: DenseDecoder
@@ -44,6 +51,7 @@ class LoadedModel:
     max_model_len: int
     device: torch.device
     dtype: torch.dtype
+    runner: Runner | None = None
 
 
 def load_model(
@@ -67,6 +75,8 @@ def load_model(
         raise EngineStartError(
             f"gpu_memory_utilization is {options.gpu_memory_utilization}; it must be in (0, 1]"
         )
+    if options.threads is not None and options.threads < 1:
+        raise EngineStartError(f"threads is {options.threads}; it must be at least 1")
     device = pick_device(options.device)
     dtype = pick_dtype(options.dtype, config.dtype, device)
     try:
@@ -75,8 +85,9 @@ def load_model(
             from qwell.kernels.triton.launch import check_gpu
 
             check_gpu(device)
+        runner = start_runner(options.threads) if device.type == "cpu" else None
         overrides = {**options.kernels, **(kernels or {})}
-        ops = build_ops(device, dtype, overrides, options.batch_invariant)
+        ops = build_ops(device, dtype, overrides, options.batch_invariant, runner)
         fused = None if options.batch_invariant else build_fused_ops(device, dtype, overrides)
     except KernelError as error:
         raise EngineStartError(str(error)) from error
@@ -85,6 +96,9 @@ def load_model(
         decoder = load_dense(shards, family.names, config, ops, fused, wanted, dtype, device)
         num_blocks = _pool_blocks(options, decoder, wanted, dtype, device)
         cache = allocate(config, num_blocks, dtype, device)
+    if is_native(ops):
+        # What is left for torch is small, and its threads would get in the way of ours.
+        torch.set_num_threads(1)
     max_model_len = min(wanted, num_blocks * BLOCK_SIZE)
     log.info("%s: %s on %s in %s", folder, config.architecture, device, dtype_name(dtype))
     log.info("kernels: %s", ", ".join(f"{op}={name}" for op, name in describe(ops).items()))
@@ -96,7 +110,22 @@ def load_model(
         num_blocks * BLOCK_SIZE * bytes_per_token(config, dtype) / 2**30,
         max_model_len,
     )
-    return LoadedModel(config, decoder, cache, num_blocks, max_model_len, device, dtype)
+    return LoadedModel(config, decoder, cache, num_blocks, max_model_len, device, dtype, runner)
+
+
+def start_runner(threads: int | None) -> Runner:
+    """Threads for native ops, as many as this process may use unless told; torch gets as many."""
+    cores = count_cores()
+    runner = Runner(threads or cores.threads)
+    torch.set_num_threads(runner.threads)
+    log.info("threads: %d of %d cores (%s)", runner.threads, cores.physical, runner.isa)
+    if runner.isa == "portable" and platform.machine() in ("x86_64", "AMD64"):
+        log.warning(
+            "this CPU lacks %s: the portable kernels are many times slower; if it is that of a "
+            "virtual machine, let the host's own features through",
+            ", ".join(missing_for_avx2()),
+        )
+    return runner
 
 
 def pick_device(wanted: str) -> torch.device:

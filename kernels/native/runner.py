@@ -76,9 +76,15 @@ class Runner:
 
     def __init__(self, threads: int, isa: str = next(iter(ISAS))) -> None:
         """Start a pool of so many threads, the caller's counted, for one of ISAS."""
+        self.isa = isa
         self._isa = ISAS[isa]
         self._pool = _native.Pool(threads)
         self._recording: Recording | None = None
+
+    @property
+    def threads(self) -> int:
+        """Number of threads that share the work of an op."""
+        return self._pool.threads
 
     def empty(self, like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """An output with the rows of `like` (tokens, or rows of logits), of its dtype unless told.

@@ -71,13 +71,10 @@ class DenseDecoder:
                 x = layer.fused(self.fused, x, batch, self.cos_sin, k_cache, v_cache)
             else:
                 x, residual = layer(ops, x, residual, batch, self.cos_sin, k_cache, v_cache)
-        rows = batch.logit_rows
-        x, _ = ops.rms_norm(
-            x[rows],
-            self.final_norm,
-            self.config.rms_norm_eps,
-            None if residual is None else residual[rows],
-        )
+        x = ops.embedding(batch.logit_rows, x)
+        if residual is not None:
+            residual = ops.embedding(batch.logit_rows, residual)
+        x, _ = ops.rms_norm(x, self.final_norm, self.config.rms_norm_eps, residual)
         return ops.linear(x, self.head).float()
 
 

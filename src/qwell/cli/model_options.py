@@ -50,9 +50,15 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="share of a GPU's memory to take in all (default: 0.9)",
     )
     parser.add_argument(
+        "--threads",
+        metavar="N",
+        type=positive,
+        help="threads that compute on a CPU (default: one for each core this process may use)",
+    )
+    parser.add_argument(
         "--eager",
         action="store_true",
-        help="run every step op by op instead of replaying captured ones (GPUs)",
+        help="run every step op by op instead of replaying captured ones",
     )
     parser.add_argument(
         "--kernel",
@@ -87,6 +93,7 @@ def engine_options(arguments: argparse.Namespace, model: str) -> EngineOptions:
         max_model_len=arguments.max_model_len,
         kv_cache_tokens=arguments.kv_cache_tokens,
         gpu_memory_utilization=arguments.gpu_memory_utilization,
+        threads=arguments.threads,
         eager=arguments.eager,
         kernels=dict(arguments.kernel),
         batch_invariant=arguments.batch_invariant,
