@@ -48,11 +48,17 @@ class Replay:
     """A recorded forward pass; `result` is what its last run computed."""
 
     def __init__(
-        self, isa: _native.Isa, pool: _native.Pool, recording: Recording, result: Tensor
+        self,
+        isa: _native.Isa,
+        pool: _native.Pool,
+        recording: Recording,
+        forward: Callable[[], Tensor],
+        result: Tensor,
     ) -> None:
         self._isa = isa
         self._pool = pool
         self._recording = recording
+        self._forward = forward  # has the tensors whose addresses are on the tape
         self.result = result
 
     def __len__(self) -> int:
@@ -107,13 +113,14 @@ class Runner:
         """Record what `forward` runs, without running it.
 
         Args:
-            forward: computes over native ops alone, from tensors that outlive the replay.
+            forward: computes over native ops alone; the replay keeps it, and so the weights and
+                inputs that it refers to.
             tokens, logits: tensors with a row for each token, and for each row of logits, that a
                 replay may have at most; the rows of all others follow from theirs.
         """
         self._recording = Recording(tokens, logits)
         try:
             result = forward()
-            return Replay(self._isa, self._pool, self._recording, result)
+            return Replay(self._isa, self._pool, self._recording, forward, result)
         finally:
             self._recording = None
