@@ -25,6 +25,26 @@ class Pool:
     @property
     def threads(self) -> int: ...
 
+class WeightFormat(enum.Enum):
+    f32 = 0
+    bf16 = 1
+    f16 = 2
+    int8 = 3
+    int4 = 4
+
+class EmbeddingCall:
+    def __init__(
+        self,
+        *,
+        ids: int,
+        table: int,
+        y: int,
+        rows: int,
+        width: int,
+        format: WeightFormat,
+        packed: bool,
+    ) -> None: ...
+
 class RmsNormCall:
     def __init__(
         self,
@@ -40,8 +60,11 @@ class RmsNormCall:
         eps: float,
     ) -> None: ...
 
+class SiluMulCall:
+    def __init__(self, *, gate_up: int, y: int, rows: int, width: int) -> None: ...
+
 # Only in this file: what the overloads of run and append take.
-Call: TypeAlias = RmsNormCall
+Call: TypeAlias = EmbeddingCall | RmsNormCall | SiluMulCall
 
 class Tape:
     def __init__(self) -> None: ...

@@ -38,8 +38,13 @@ class Extent:
 
 
 class Embedding(Protocol):
-    def __call__(self, ids: Tensor, table: Tensor) -> Tensor:
-        """Rows of table [V, d] for ids [T] -> [T, d]; the table may be activations."""
+    def __call__(self, ids: Tensor, table: Weight) -> Tensor:
+        """Rows of table [V, d] for ids [T] -> [T, d], in the model dtype.
+
+        A table that is not a Tensor means its exact values, as a weight of linear does. An
+        implementation says which formats it reads. Ids are not checked. The rows of logits are
+        gathered by it too: the table may be activations.
+        """
 
 
 class RmsNorm(Protocol):

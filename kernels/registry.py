@@ -45,18 +45,19 @@ class Candidate:
 
 _REFERENCE = Candidate("reference", devices=None)
 _NATIVE = Candidate("native", devices=("cpu",))
+_NATIVE_F32 = Candidate("native", devices=("cpu",), dtypes=(torch.float32,))
 _TRITON = Candidate("triton", devices=("cuda",))
 _BLAS = Candidate("blas", devices=("cuda",), batch_invariant=False)
 
 # The first candidate that serves the device and dtype, and is batch-invariant where that is asked
 # for, is taken.
 _CANDIDATES: dict[str, tuple[Candidate, ...]] = {
-    "embedding": (_TRITON, _REFERENCE),
+    "embedding": (_NATIVE_F32, _TRITON, _REFERENCE),
     "rms_norm": (_NATIVE, _TRITON, _REFERENCE),
     "linear": (_BLAS, _TRITON, _REFERENCE),
     "rope": (_TRITON, _REFERENCE),
     "attention": (_TRITON, _REFERENCE),
-    "silu_mul": (_TRITON, _REFERENCE),
+    "silu_mul": (_NATIVE_F32, _TRITON, _REFERENCE),
     "sample": (_TRITON, _REFERENCE),
     "logprobs": (_TRITON, _REFERENCE),
 }

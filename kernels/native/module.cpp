@@ -5,9 +5,12 @@
 
 #include "ceilings.h"
 #include "dtype.h"
+#include "embedding.h"
 #include "isa.h"
+#include "packed.h"
 #include "pool.h"
 #include "rms_norm.h"
+#include "silu_mul.h"
 #include "tape.h"
 
 namespace nb = nanobind;
@@ -22,6 +25,37 @@ using Address = std::uintptr_t;
 template <class T = void>
 T* pointer(Address address) {
   return reinterpret_cast<T*>(address);
+}
+
+void define_embedding(nb::module_& module) {
+  nb::class_<qwell::EmbeddingCall>(module, "EmbeddingCall")
+      .def(
+          "__init__",
+          [](qwell::EmbeddingCall* call, Address ids, Address table, Address y, std::int64_t rows,
+             std::int64_t width, qwell::WeightFormat format, bool packed) {
+            new (call) qwell::EmbeddingCall{.ids = pointer<const std::int32_t>(ids),
+                                            .table = pointer(table),
+                                            .y = pointer<float>(y),
+                                            .rows = rows,
+                                            .width = width,
+                                            .format = format,
+                                            .packed = packed};
+          },
+          nb::kw_only(), "ids"_a, "table"_a, "y"_a, "rows"_a, "width"_a, "format"_a, "packed"_a);
+}
+
+void define_silu_mul(nb::module_& module) {
+  nb::class_<qwell::SiluMulCall>(module, "SiluMulCall")
+      .def(
+          "__init__",
+          [](qwell::SiluMulCall* call, Address gate_up, Address y, std::int64_t rows,
+             std::int64_t width) {
+            new (call) qwell::SiluMulCall{.gate_up = pointer<const float>(gate_up),
+                                          .y = pointer<float>(y),
+                                          .rows = rows,
+                                          .width = width};
+          },
+          nb::kw_only(), "gate_up"_a, "y"_a, "rows"_a, "width"_a);
 }
 
 void define_rms_norm(nb::module_& module) {
@@ -85,6 +119,12 @@ NB_MODULE(_native, module) {
       .value("float32", qwell::DType::float32)
       .value("bfloat16", qwell::DType::bfloat16)
       .value("float16", qwell::DType::float16);
+  nb::enum_<qwell::WeightFormat>(module, "WeightFormat")
+      .value("f32", qwell::WeightFormat::f32)
+      .value("bf16", qwell::WeightFormat::bf16)
+      .value("f16", qwell::WeightFormat::f16)
+      .value("int8", qwell::WeightFormat::int8)
+      .value("int4", qwell::WeightFormat::int4);
   nb::enum_<qwell::Rows>(module, "Rows")
       .value("tokens", qwell::Rows::tokens)
       .value("logits", qwell::Rows::logits);
@@ -103,6 +143,10 @@ NB_MODULE(_native, module) {
            "pool"_a, "tokens"_a, "logits"_a);
 
   define_ceilings(module);
+  define_embedding(module);
   define_rms_norm(module);
+  define_silu_mul(module);
+  define_runs<qwell::EmbeddingCall>(module, tape);
   define_runs<qwell::RmsNormCall>(module, tape);
+  define_runs<qwell::SiluMulCall>(module, tape);
 }

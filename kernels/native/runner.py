@@ -20,6 +20,15 @@ DTYPES = {
 }
 """Element types as the native code calls them."""
 
+FORMATS = {
+    "f32": _native.WeightFormat.f32,
+    "bf16": _native.WeightFormat.bf16,
+    "f16": _native.WeightFormat.f16,
+    "int8": _native.WeightFormat.int8,
+    "int4": _native.WeightFormat.int4,
+}
+"""Formats of packed weights as the native code calls them."""
+
 
 class Recording:
     """A tape, and the memory of what its ops compute, reused once a tensor is dropped."""

@@ -4,13 +4,15 @@
 #include <variant>
 #include <vector>
 
+#include "embedding.h"
 #include "isa.h"
 #include "pool.h"
 #include "rms_norm.h"
+#include "silu_mul.h"
 
 namespace qwell {
 
-using Call = std::variant<RmsNormCall>;
+using Call = std::variant<EmbeddingCall, RmsNormCall, SiluMulCall>;
 
 // What the rows of a call are, and so how many a step has of them.
 enum class Rows { tokens, logits };
