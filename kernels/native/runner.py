@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from qwell.kernels import _native
+from qwell.kernels.errors import KernelError
 from qwell.kernels.native.arena import Arena
 
 ISAS: dict[str, _native.Isa] = {isa.name: isa for isa in _native.runnable_isas()}
@@ -43,14 +44,21 @@ class Recording:
 
     def empty(self, like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """An output with the kind of rows that `like` has."""
-        rows = self._rows[like.data_ptr()]
+        rows = self.rows(like)
         output = self.arena.empty(shape, dtype)
         self._rows[output.data_ptr()] = rows
         return output
 
     def append(self, call: _native.Call, output: Tensor) -> None:
         """Put a call on the tape, with the rows of its output."""
-        self.tape.append(call, self._rows[output.data_ptr()])
+        self.tape.append(call, self.rows(output))
+
+    def rows(self, tensor: Tensor) -> _native.Rows:
+        """What the rows of a recorded tensor are."""
+        rows = self._rows.get(tensor.data_ptr())
+        if rows is None:
+            raise KernelError("record: a tensor does not come from a native op of this runner")
+        return rows
 
 
 class Replay:
@@ -126,10 +134,14 @@ class Runner:
                 inputs that it refers to.
             tokens, logits: tensors with a row for each token, and for each row of logits, that a
                 replay may have at most; the rows of all others follow from theirs.
+
+        Raises:
+            KernelError: something else than an op of this runner computed a tensor.
         """
         self._recording = Recording(tokens, logits)
         try:
             result = forward()
+            self._recording.rows(result)
             return Replay(self._isa, self._pool, self._recording, forward, result)
         finally:
             self._recording = None

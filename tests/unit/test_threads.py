@@ -43,9 +43,7 @@ SMT = siblings({0: "0,4", 1: "1,5", 2: "2,6", 3: "3,7", 4: "0,4", 5: "1,5", 6: "
 @pytest.mark.parametrize(
     ("cpus", "cores"), [(range(8), 4), ([0, 4], 1), ([0, 5, 6], 3), ([3], 1), ([8, 9], 2)]
 )
-def test_hardware_threads_of_a_core_count_once(
-    tmp_path: Path, cpus: list[int], cores: int
-) -> None:
+def test_hardware_threads_of_a_core_count_once(tmp_path: Path, cpus: list[int], cores: int) -> None:
     # CPUs 8 and 9 have no entry.
     assert count_cores(cpus, tree(tmp_path, SMT)) == Cores(cores, None)
 
