@@ -45,6 +45,7 @@ class Candidate:
 
 _REFERENCE = Candidate("reference", devices=None)
 _NATIVE = Candidate("native", devices=("cpu",))
+_NATIVE_F32 = Candidate("native", devices=("cpu",), dtypes=(torch.float32,))
 _TRITON = Candidate("triton", devices=("cuda",))
 _BLAS = Candidate("blas", devices=("cuda",), batch_invariant=False)
 
@@ -54,8 +55,8 @@ _CANDIDATES: dict[str, tuple[Candidate, ...]] = {
     "embedding": (_TRITON, _REFERENCE),
     "rms_norm": (_NATIVE, _TRITON, _REFERENCE),
     "linear": (_BLAS, _TRITON, _REFERENCE),
-    "rope": (_TRITON, _REFERENCE),
-    "attention": (_TRITON, _REFERENCE),
+    "rope": (_NATIVE_F32, _TRITON, _REFERENCE),
+    "attention": (_NATIVE_F32, _TRITON, _REFERENCE),
     "silu_mul": (_TRITON, _REFERENCE),
     "sample": (_TRITON, _REFERENCE),
     "logprobs": (_TRITON, _REFERENCE),

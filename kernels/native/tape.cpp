@@ -3,7 +3,9 @@
 namespace qwell {
 namespace {
 
+void run_op(Isa isa, Pool& pool, const AttentionCall& call) { attention(isa, pool, call); }
 void run_op(Isa isa, Pool& pool, const RmsNormCall& call) { rms_norm(isa, pool, call); }
+void run_op(Isa isa, Pool& pool, const RopeCall& call) { rope(isa, pool, call); }
 
 }  // namespace
 

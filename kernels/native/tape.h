@@ -4,13 +4,15 @@
 #include <variant>
 #include <vector>
 
+#include "attention.h"
 #include "isa.h"
 #include "pool.h"
 #include "rms_norm.h"
+#include "rope.h"
 
 namespace qwell {
 
-using Call = std::variant<RmsNormCall>;
+using Call = std::variant<AttentionCall, RmsNormCall, RopeCall>;
 
 // What the rows of a call are, and so how many a step has of them.
 enum class Rows { tokens, logits };
