@@ -155,25 +155,23 @@ def test_batches_that_do_not_fit_are_left_to_the_decoder(folder: Path) -> None:
     assert not replayed.serves(Steps(64, [MAX_SEQS + 1]).batch([MAX_SEQS + 1]))
 
 
+# Tokens of the prompt, and of the completion.
+REQUESTS = [(70, 30), (9, 40), (100, 20), (30, 60), (1, 50), (5, 9)]
+
+
 def all_logits(folder: Path, **options: object) -> tuple[Engine, list[torch.Tensor]]:
     """Requests that share chunked, mixed steps and preempt each other; each token's logits."""
     seen = LogitsRecorder()
-    engine = start_engine(
-        folder,
-        {"sample": seen},
-        max_batch_tokens=40,
-        max_num_seqs=5,
-        kv_cache_tokens=320,
-        **options,
-    )
-    for seed, (length, count) in enumerate(
-        [(70, 30), (9, 40), (100, 20), (30, 60), (1, 50), (5, 9)]
-    ):
+    sizes = {"max_batch_tokens": 40, "max_num_seqs": 5, "kv_cache_tokens": 320}
+    engine = start_engine(folder, {"sample": seen}, **sizes, **options)
+    for seed, (length, count) in enumerate(REQUESTS):
         params = SamplingParams(max_tokens=count, temperature=0.0, seed=seed, ignore_eos=True)
         engine.add(str(seed), [(7 * seed + i) % 199 for i in range(length)], params)
     tokens = run_to_end(engine)
     return engine, [
-        seen.row(seed, step) for seed in range(6) for step in range(len(tokens[str(seed)]))
+        seen.row(seed, step)
+        for seed in range(len(REQUESTS))
+        for step in range(len(tokens[str(seed)]))
     ]
 
 

@@ -10,6 +10,8 @@
 namespace qwell::QWELL_ISA {
 namespace {
 
+inline constexpr int kVectorRegisters = 16;
+
 struct Vec {
   static constexpr int width = 8;
   __m256 v;

@@ -10,6 +10,8 @@
 namespace qwell::QWELL_ISA {
 namespace {
 
+inline constexpr int kVectorRegisters = 32;
+
 struct Vec {
   static constexpr int width = 16;
   __m512 v;

@@ -10,6 +10,8 @@
 namespace qwell::QWELL_ISA {
 namespace {
 
+inline constexpr int kVectorRegisters = 32;
+
 struct Vec {
   static constexpr int width = 4;
   float32x4_t v;

@@ -34,6 +34,8 @@ inline void narrow(float value, Float16& out) {
   out.bits = static_cast<std::uint16_t>(sign | half);
 }
 
+inline constexpr int kVectorRegisters = 16;
+
 struct Vec {
   static constexpr int width = 4;
   float lane[width];

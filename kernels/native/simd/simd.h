@@ -3,6 +3,7 @@
 // The fp32 vector of the instruction set QWELL_ISA that this unit is compiled for:
 //
 //   Vec                  Vec::width lanes, with + - * /
+//   kVectorRegisters     how many of them a core has
 //   splat(float)         one value in all lanes
 //   load(const T*)       Vec::width elements, unaligned, widened to fp32
 //   fma(a, b, c)         a * b + c, rounded once if kFused and twice where there is no such thing
