@@ -19,6 +19,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from qwell.kernels.native.packed import PackedWeight
 from qwell.kernels.weights import Weight
 
 
@@ -38,8 +39,8 @@ class Extent:
 
 
 class Embedding(Protocol):
-    def __call__(self, ids: Tensor, table: Tensor) -> Tensor:
-        """Rows of table [V, d] for ids [T] -> [T, d]."""
+    def __call__(self, ids: Tensor, table: Tensor | PackedWeight) -> Tensor:
+        """Rows of table [V, d] for ids [T] -> [T, d], exact float32 of a packed table."""
 
 
 class RmsNorm(Protocol):
