@@ -4,9 +4,9 @@ Letters: T tokens of all sequences of a step, S sequences, d hidden size, Hq que
 Hkv key/value heads, D head_dim, I MLP width, V vocabulary rows, N and K matrix sides,
 P positions. Activations are [T, features] in the model dtype; indices are int32.
 
-Paged cache, one pair of tensors a layer: k_cache, v_cache [num_blocks, Hkv, block_size, D], of a
-dtype that may differ from the activations' on CPUs. There k_cache is a view of memory in which the
-last two dimensions are swapped (kernels/native/paged.py).
+Paged cache, one pair of tensors a layer: k_cache, v_cache [num_blocks, Hkv, block_size, D], in the
+model dtype on GPUs, on CPUs in any of float32, bfloat16 and float16, rounded when written. There
+k_cache is a view of memory in which the last two dimensions are swapped (kernels/native/paged.py).
 Token t of a step is written to slot_mapping[t] = block * block_size + offset, or nowhere if
 that is -1. A sequence with seq_lens 0 has no keys: its rows are zero. Captured steps are padded
 with such tokens and sequences.

@@ -62,6 +62,13 @@ _CANDIDATES: dict[str, tuple[Candidate, ...]] = {
     "logprobs": (_TRITON, _REFERENCE),
 }
 
+# Of the ops that meet matrices, the families that take packed ones. The reference linear does, but
+# who asks for it by name is to get torch's product of plain tensors.
+_TAKE_PACKED = {
+    "linear": (_NATIVE.family,),
+    "embedding": (_NATIVE.family, _REFERENCE.family),
+}
+
 
 def build_ops(
     device: torch.device,
@@ -95,6 +102,18 @@ def build_ops(
                 override = getattr(module, op)
         chosen[op] = override
     return Ops(**chosen)
+
+
+def takes_packed_weights(
+    device: torch.device, dtype: torch.dtype, overrides: Mapping[str, Any] | None = None
+) -> bool:
+    """Whether build_ops chooses ops for the same arguments that take a PackedWeight."""
+    wanted = overrides or {}
+    return (
+        device.type == "cpu"
+        and dtype == torch.float32
+        and all(wanted.get(op) in (None, *families) for op, families in _TAKE_PACKED.items())
+    )
 
 
 def build_fused_ops(

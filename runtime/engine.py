@@ -20,8 +20,9 @@ from qwell.runtime.decode_graphs import DecodeGraphs, bucket_sizes, cuda_capture
 from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.errors import RequestError
 from qwell.runtime.kv_cache import BLOCK_SIZE, BlockPool, blocks_for
-from qwell.runtime.loader import LoadedModel, dtype_name, load_model
+from qwell.runtime.loader import LoadedModel, load_model
 from qwell.runtime.messages import EngineInfo, FinishReason, TokenOutput
+from qwell.runtime.precision import dtype_name
 from qwell.runtime.recorded_forward import RecordedForward
 from qwell.runtime.sampled_ids import SampledIds
 from qwell.runtime.sampler import sample_next
@@ -84,6 +85,7 @@ class Engine:
             vocab_size=model.config.vocab_size,
             device=str(model.device),
             dtype=dtype_name(model.dtype),
+            weights=model.weights,
         )
 
     @property

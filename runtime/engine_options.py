@@ -9,6 +9,7 @@ import msgspec
 
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "bfloat16", "float16", "float32"]
+Weights = Literal["auto", "f32", "bf16", "f16", "int8", "int4"]
 
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -17,8 +18,12 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         model: folder of the checkpoint (an id of the hub is resolved before).
         device: "auto" takes a GPU when there is one.
-        dtype: dtype of weights, activations and cache. "auto" is the checkpoint's own, but
-            float32 on CPUs that lack instructions for it.
+        dtype: dtype of activations, and on GPUs of weights and cache too. "auto" is the
+            checkpoint's own on GPUs and float32 on CPUs.
+        weights: format of matrices and embedding on CPUs with float32 activations; int8 and int4
+            are made when the model is loaded. "auto" is the checkpoint's own.
+        kv_cache_dtype: dtype of keys and values on CPUs. "auto" is the checkpoint's own beside
+            float32 activations, otherwise that of the activations.
         max_model_len: most tokens of one sequence, prompt and completion together; None is
             what the checkpoint was trained for, as far as the cache holds it.
         kv_cache_tokens: size of the KV cache pool in tokens; None sizes it from memory.
@@ -40,6 +45,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     device: Device = "auto"
     dtype: DType = "auto"
+    weights: Weights = "auto"
+    kv_cache_dtype: DType = "auto"
     max_model_len: int | None = None
     kv_cache_tokens: int | None = None
     gpu_memory_utilization: float = 0.9

@@ -38,7 +38,7 @@ class BlockPool:
 
 @dataclass(frozen=True)
 class KVCache:
-    """Per layer k and v [num_blocks, Hkv, BLOCK_SIZE, D] in the model dtype."""
+    """Per layer k and v [num_blocks, Hkv, BLOCK_SIZE, D] in the cache dtype."""
 
     k: list[Tensor]
     v: list[Tensor]
