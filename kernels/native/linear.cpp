@@ -48,16 +48,15 @@ std::int64_t task_panels(const LinearCall& call, int threads) {
 void linear(Isa isa, Pool& pool, const LinearCall& call) {
   if (call.rows == 0 || call.outputs == 0) return;
   const LinearInput input = QWELL_KERNEL(isa, linear_input)(call);
-  const auto arrange = QWELL_KERNEL(isa, arrange_tile);
+  const auto arrange = QWELL_KERNEL(isa, arrange_rows);
   const auto multiply = QWELL_KERNEL(isa, multiply_panels);
 
   thread_local Scratch scratch;
   std::uint8_t* arranged = scratch.at_least(static_cast<std::size_t>(call.rows * input.row_bytes));
-  const std::int64_t tiles = linear_tiles(call.rows, input);
-  pool.run(tiles, [&](std::int64_t i) {
-    const std::int64_t first = linear_tile_row(call.rows, tiles, i);
-    const std::int64_t end = linear_tile_row(call.rows, tiles, i + 1);
-    arrange(call, first, static_cast<int>(end - first), arranged + first * input.row_bytes);
+  pool.run(divide_up(call.rows, input.tokens), [&](std::int64_t i) {
+    const std::int64_t first = i * input.tokens;
+    const std::int64_t rows = std::min<std::int64_t>(input.tokens, call.rows - first);
+    arrange(call, first, rows, arranged + first * input.row_bytes);
   });
 
   const std::int64_t all = panels(call.outputs);

@@ -39,18 +39,18 @@ struct LinearInput {
   std::int64_t row_bytes;
 };
 
-// Tiles of about equal numbers of rows; the first row of tile i, and with i = tiles all rows.
-constexpr std::int64_t linear_tiles(std::int64_t rows, const LinearInput& input) {
-  return (rows + input.tokens - 1) / input.tokens;
-}
-constexpr std::int64_t linear_tile_row(std::int64_t rows, std::int64_t tiles, std::int64_t i) {
-  return rows * i / tiles;
+// Rows of the next tile where so many are left: there are kernels for these numbers of rows.
+constexpr int next_tile(std::int64_t left, int most) {
+  for (const int tokens : {12, 8, 6, 4, 2}) {
+    if (tokens <= most && tokens <= left) return tokens;
+  }
+  return 1;
 }
 
-// From linear_kernel.cpp: rows first .. first + rows of x as a tile at `out`, and all rows of y in
-// some panels of outputs, from all tiles one after the other at `input`.
+// From linear_kernel.cpp: `rows` rows of x from `first` on, as tiles one after the other at `out`;
+// and all rows of y in some panels of outputs, from all tiles at `input`.
 QWELL_PER_ISA(LinearInput linear_input(const LinearCall& call);
-              void arrange_tile(const LinearCall& call, std::int64_t first, int rows,
+              void arrange_rows(const LinearCall& call, std::int64_t first, std::int64_t rows,
                                 std::uint8_t* out);
               void multiply_panels(const LinearCall& call, std::int64_t first_panel,
                                    std::int64_t panels, const std::uint8_t* input);)

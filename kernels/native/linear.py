@@ -9,18 +9,9 @@ from qwell.kernels import _native
 from qwell.kernels.checks import check_cpu, check_tensor
 from qwell.kernels.errors import KernelError
 from qwell.kernels.native.packed import PackedWeight
-from qwell.kernels.native.runner import Runner
+from qwell.kernels.native.runner import FORMATS, Runner
 from qwell.kernels.ops import Linear
 from qwell.kernels.weights import Weight
-
-FORMATS = {
-    "f32": _native.WeightFormat.f32,
-    "bf16": _native.WeightFormat.bf16,
-    "f16": _native.WeightFormat.f16,
-    "int8": _native.WeightFormat.int8,
-    "int4": _native.WeightFormat.int4,
-}
-"""Formats of packed weights as the native code calls them."""
 
 
 def bind(runner: Runner) -> Linear:

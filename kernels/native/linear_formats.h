@@ -21,12 +21,13 @@ namespace {
 
 constexpr int kVectors = static_cast<int>(kPanelRows) / Vec::width;
 
-// Registers for sums beside weights and one value of x: three quarters of 16 or 32.
-constexpr int kSums = Vec::width == 8 ? 12 : 24;
+// Rows of a tile whose sums and weights fit the registers.
+constexpr int kDenseTokens = Vec::width == 16 ? 12 : kFused ? 6 : 2;
 
-constexpr int panels_in_flight(int tokens, int sums) {
-  const int fitting = sums / (tokens * kVectors);
-  return fitting >= 4 ? 4 : fitting >= 2 ? 2 : 1;
+// Panels in flight: memory answers several streams faster than one, and short chains of sums
+// leave the arithmetic waiting.
+constexpr int dense_panels(int tokens) {
+  return !kFused ? 1 : tokens == 1 ? 4 : Vec::width == 16 || tokens == 2 ? 2 : 1;
 }
 
 template <class T>
@@ -61,8 +62,8 @@ struct Dense {
   static constexpr int kColumns = 1;
   static constexpr std::int64_t kBytes = kPanelRows * sizeof(T);
   static constexpr std::int64_t kInputBytes = 4;
-  static constexpr int kTokens = Vec::width == 16 ? 12 : 6;
-  static constexpr int panels(int tokens) { return panels_in_flight(tokens, kSums); }
+  static constexpr int kTokens = kDenseTokens;
+  static constexpr int panels(int tokens) { return dense_panels(tokens); }
 
   static void arrange(const float* x, std::int64_t columns, int row, int rows, std::uint8_t* out) {
     for (std::int64_t k = 0; k < columns; ++k) put(out, k * rows + row, x[k]);
@@ -83,8 +84,8 @@ struct Bf16 {
   static constexpr int kColumns = 2;
   static constexpr std::int64_t kBytes = kPanelRows * 4;
   static constexpr std::int64_t kInputBytes = 4;
-  static constexpr int kTokens = 12;
-  static constexpr int panels(int tokens) { return panels_in_flight(tokens, kSums); }
+  static constexpr int kTokens = kDenseTokens;
+  static constexpr int panels(int tokens) { return dense_panels(tokens); }
 
   static void arrange(const float* x, std::int64_t columns, int row, int rows, std::uint8_t* out) {
     constexpr int kPairs = Vec::width / 2;
@@ -119,8 +120,8 @@ struct Bf16 {
   static constexpr int kColumns = 2;
   static constexpr std::int64_t kBytes = kPanelRows * 4;
   static constexpr std::int64_t kInputBytes = 8;
-  static constexpr int kTokens = Dense<float>::kTokens;
-  static constexpr int panels(int tokens) { return panels_in_flight(tokens, kSums); }
+  static constexpr int kTokens = kDenseTokens;
+  static constexpr int panels(int tokens) { return dense_panels(tokens); }
 
   static void arrange(const float* x, std::int64_t columns, int row, int rows, std::uint8_t* out) {
     Dense<float>::arrange(x, columns, row, rows, out);
@@ -153,7 +154,7 @@ struct Grouped {
   static constexpr std::int32_t kZero = 1 << (Bits - 1);
 
   static constexpr int panels(int tokens) {
-    return tokens == 1 ? 4 : tokens <= kTokens / 2 ? 2 : 1;
+    return !kFused ? 1 : tokens == 1 ? 4 : tokens <= kTokens / 2 ? 2 : 1;
   }
 
   static void arrange(const float* x, std::int64_t columns, int row, int rows, std::uint8_t* out) {

@@ -2,8 +2,6 @@
 
 #include "linear.h"
 
-#include <utility>
-
 #include "linear_formats.h"
 #include "unroll.h"
 
@@ -68,32 +66,45 @@ struct Tile {
   Multiply one;
 };
 
-template <class Format, int... T>
-constexpr Tile tile_of(int tokens, std::integer_sequence<int, T...>) {
-  constexpr Tile tiles[] = {
-      {Format::panels(T + 1), multiply_tile<Format, Format::panels(T + 1), T + 1>,
-       multiply_tile<Format, 1, T + 1>}...};
-  return tiles[tokens - 1];
+template <class Format, int Tokens>
+constexpr Tile tile_of() {
+  constexpr int panels = Format::panels(Tokens);
+  return {panels, multiply_tile<Format, panels, Tokens>, multiply_tile<Format, 1, Tokens>};
+}
+
+// For the numbers that next_tile returns.
+template <class Format>
+Tile tile_of(int tokens) {
+  if constexpr (Format::kTokens >= 12) {
+    if (tokens == 12) return tile_of<Format, 12>();
+    if (tokens == 8) return tile_of<Format, 8>();
+  }
+  if constexpr (Format::kTokens >= 6) {
+    if (tokens == 6) return tile_of<Format, 6>();
+  }
+  if constexpr (Format::kTokens >= 4) {
+    if (tokens == 4) return tile_of<Format, 4>();
+  }
+  return tokens == 2 ? tile_of<Format, 2>() : tile_of<Format, 1>();
 }
 
 template <class Format>
 void multiply(const LinearCall& call, std::int64_t first_panel, std::int64_t panels,
               const std::uint8_t* input) {
   const LinearInput shape = input_of<Format>(call);
-  const std::int64_t tiles = linear_tiles(call.rows, shape);
   const std::int64_t end_panel = first_panel + panels;
   for (std::int64_t begin = first_panel; begin < end_panel; begin += kCachedPanels) {
     const std::int64_t end = begin + kCachedPanels < end_panel ? begin + kCachedPanels : end_panel;
-    for (std::int64_t i = 0; i < tiles; ++i) {
-      const std::int64_t row = linear_tile_row(call.rows, tiles, i);
-      const auto tokens = static_cast<int>(linear_tile_row(call.rows, tiles, i + 1) - row);
-      const Tile tile = tile_of<Format>(tokens, std::make_integer_sequence<int, Format::kTokens>{});
+    for (std::int64_t row = 0; row < call.rows;) {
+      const int tokens = next_tile(call.rows - row, shape.tokens);
+      const Tile tile = tile_of<Format>(tokens);
       const std::uint8_t* arranged = input + row * shape.row_bytes;
       std::int64_t panel = begin;
       for (; panel + tile.panels <= end; panel += tile.panels) {
         tile.several(call, row, panel, arranged);
       }
       for (; panel < end; ++panel) tile.one(call, row, panel, arranged);
+      row += tokens;
     }
   }
 }
@@ -106,11 +117,19 @@ LinearInput linear_input(const LinearCall& call) {
   return input;
 }
 
-void arrange_tile(const LinearCall& call, std::int64_t first, int rows, std::uint8_t* out) {
+void arrange_rows(const LinearCall& call, std::int64_t first, std::int64_t rows,
+                  std::uint8_t* out) {
   with_format(call.format, [&](auto format) {
-    for (int row = 0; row < rows; ++row) {
-      decltype(format)::arrange(call.x + (first + row) * call.columns, call.columns, row, rows,
-                                out);
+    using Format = decltype(format);
+    const LinearInput shape = input_of<Format>(call);
+    const float* x = call.x + first * call.columns;
+    for (std::int64_t row = 0; row < rows;) {
+      const int tokens = next_tile(rows - row, shape.tokens);
+      for (int t = 0; t < tokens; ++t) {
+        Format::arrange(x + (row + t) * call.columns, call.columns, t, tokens,
+                        out + row * shape.row_bytes);
+      }
+      row += tokens;
     }
   });
 }

@@ -56,7 +56,7 @@ struct UnsignedDot {
 using Int8Dot = UnsignedDot;
 using Int4Dot = UnsignedDot;
 
-inline constexpr int kIntTokens = 4;
+inline constexpr int kIntTokens = 2;
 
 inline Vec of_pairs(const std::uint8_t* from, int place) {
   Vec out;

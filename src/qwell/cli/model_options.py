@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, get_args
 
-from qwell.runtime.engine_options import Device, DType, EngineOptions
+from qwell.runtime.engine_options import Device, DType, EngineOptions, Weights
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +28,20 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=get_args(DType),
         default="auto",
-        help="of weights and activations (default: auto, the model's own)",
+        help="of activations, on GPUs of weights too (default: auto, the model's own on GPUs and "
+        "float32 on CPUs)",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=get_args(Weights),
+        default="auto",
+        help="format of the weights on CPUs (default: auto, the model's own)",
+    )
+    parser.add_argument(
+        "--kv-cache-dtype",
+        choices=get_args(DType),
+        default="auto",
+        help="of the KV cache on CPUs (default: auto, the model's own)",
     )
     parser.add_argument(
         "--max-model-len",
@@ -50,9 +63,15 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="share of a GPU's memory to take in all (default: 0.9)",
     )
     parser.add_argument(
+        "--threads",
+        metavar="N",
+        type=positive,
+        help="threads that compute on a CPU (default: one for each core this process may use)",
+    )
+    parser.add_argument(
         "--eager",
         action="store_true",
-        help="run every step op by op instead of replaying captured ones (GPUs)",
+        help="run every step op by op instead of replaying captured ones",
     )
     parser.add_argument(
         "--kernel",
@@ -84,9 +103,12 @@ def engine_options(arguments: argparse.Namespace, model: str) -> EngineOptions:
         model=model,
         device=arguments.device,
         dtype=arguments.dtype,
+        weights=arguments.weights,
+        kv_cache_dtype=arguments.kv_cache_dtype,
         max_model_len=arguments.max_model_len,
         kv_cache_tokens=arguments.kv_cache_tokens,
         gpu_memory_utilization=arguments.gpu_memory_utilization,
+        threads=arguments.threads,
         eager=arguments.eager,
         kernels=dict(arguments.kernel),
         batch_invariant=arguments.batch_invariant,
