@@ -31,6 +31,13 @@ def test_choice_follows_the_device(device, chosen, dtype):
     assert {op: families[op] for op in chosen} == chosen
 
 
+def test_native_attention_is_for_float32_activations():
+    for dtype in MODEL_DTYPES:
+        families = describe(build_ops(torch.device("cpu"), dtype))
+        expected = "native" if dtype == torch.float32 else "reference"
+        assert families["rope"] == families["attention"] == expected
+
+
 def test_chosen_ops_compute():
     ops = build_ops(torch.device("cpu"), torch.float32)
     x = torch.tensor([[3.0, 4.0]])
@@ -48,8 +55,9 @@ def test_an_override_serves_its_op_alone():
     assert ops.silu_mul is double
     chosen = describe(ops)
     assert chosen.pop("silu_mul") == f"{__name__}:double"
-    assert chosen.pop("rms_norm") == "native"
-    assert set(chosen.values()) == {"reference"}
+    others = describe(build_ops(torch.device("cpu"), torch.float32))
+    del others["silu_mul"]
+    assert chosen == others
 
 
 def test_an_override_may_name_a_family():
