@@ -122,22 +122,23 @@ void define_attention(nb::module_& module) {
              Address out, std::int64_t rows, std::int64_t max_seqs, std::int64_t table_stride,
              std::int64_t num_heads, std::int64_t num_kv_heads, std::int64_t head_dim,
              std::int64_t window, float scale) {
-            new (call) qwell::AttentionCall{.q = pointer<const float>(q),
-                                            .k_cache = pointer(k_cache),
-                                            .v_cache = pointer(v_cache),
-                                            .block_table = pointer<const std::int32_t>(block_table),
-                                            .cu_seqlens_q = pointer<const std::int32_t>(cu_seqlens_q),
-                                            .seq_lens = pointer<const std::int32_t>(seq_lens),
-                                            .out = pointer<float>(out),
-                                            .rows = rows,
-                                            .max_seqs = max_seqs,
-                                            .table_stride = table_stride,
-                                            .num_heads = num_heads,
-                                            .num_kv_heads = num_kv_heads,
-                                            .head_dim = head_dim,
-                                            .window = window,
-                                            .scale = scale,
-                                            .cache_dtype = cache_dtype};
+            new (call)
+                qwell::AttentionCall{.q = pointer<const float>(q),
+                                     .k_cache = pointer(k_cache),
+                                     .v_cache = pointer(v_cache),
+                                     .block_table = pointer<const std::int32_t>(block_table),
+                                     .cu_seqlens_q = pointer<const std::int32_t>(cu_seqlens_q),
+                                     .seq_lens = pointer<const std::int32_t>(seq_lens),
+                                     .out = pointer<float>(out),
+                                     .rows = rows,
+                                     .max_seqs = max_seqs,
+                                     .table_stride = table_stride,
+                                     .num_heads = num_heads,
+                                     .num_kv_heads = num_kv_heads,
+                                     .head_dim = head_dim,
+                                     .window = window,
+                                     .scale = scale,
+                                     .cache_dtype = cache_dtype};
           },
           nb::kw_only(), "cache_dtype"_a, "q"_a, "k_cache"_a, "v_cache"_a, "block_table"_a,
           "cu_seqlens_q"_a, "seq_lens"_a, "out"_a, "rows"_a, "max_seqs"_a, "table_stride"_a,
@@ -179,7 +180,8 @@ void define_runs(nb::module_& module, nb::class_<qwell::Tape>& tape) {
       "run", [](qwell::Isa isa, qwell::Pool& pool, const Call& call) { run(isa, pool, call); },
       nb::call_guard<nb::gil_scoped_release>(), "isa"_a, "pool"_a, "call"_a);
   tape.def(
-      "append", [](qwell::Tape& self, const Call& call, qwell::Rows rows) { self.append(call, rows); },
+      "append",
+      [](qwell::Tape& self, const Call& call, qwell::Rows rows) { self.append(call, rows); },
       "call"_a, "rows"_a);
 }
 

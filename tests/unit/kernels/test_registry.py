@@ -31,6 +31,13 @@ def test_choice_follows_the_device(device, chosen, dtype):
     assert {op: families[op] for op in chosen} == chosen
 
 
+def test_native_attention_is_for_float32_activations():
+    for dtype in MODEL_DTYPES:
+        families = describe(build_ops(torch.device("cpu"), dtype))
+        expected = "native" if dtype == torch.float32 else "reference"
+        assert families["rope"] == families["attention"] == expected
+
+
 def test_chosen_ops_compute():
     ops = build_ops(torch.device("cpu"), torch.float32)
     x = torch.tensor([[3.0, 4.0]])
