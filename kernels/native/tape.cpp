@@ -4,7 +4,9 @@ namespace qwell {
 namespace {
 
 void run_op(Isa, Pool& pool, const EmbeddingCall& call) { embedding(pool, call); }
+void run_op(Isa isa, Pool& pool, const LogprobsCall& call) { logprobs(isa, pool, call); }
 void run_op(Isa isa, Pool& pool, const RmsNormCall& call) { rms_norm(isa, pool, call); }
+void run_op(Isa isa, Pool& pool, const SampleCall& call) { sample(isa, pool, call); }
 void run_op(Isa isa, Pool& pool, const SiluMulCall& call) { silu_mul(isa, pool, call); }
 
 }  // namespace

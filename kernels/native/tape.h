@@ -6,13 +6,15 @@
 
 #include "embedding.h"
 #include "isa.h"
+#include "logprobs.h"
 #include "pool.h"
 #include "rms_norm.h"
+#include "sample.h"
 #include "silu_mul.h"
 
 namespace qwell {
 
-using Call = std::variant<EmbeddingCall, RmsNormCall, SiluMulCall>;
+using Call = std::variant<EmbeddingCall, LogprobsCall, RmsNormCall, SampleCall, SiluMulCall>;
 
 // What the rows of a call are, and so how many a step has of them.
 enum class Rows { tokens, logits };
