@@ -24,15 +24,23 @@ std::int32_t LogitRow::first_maximum() const {
 }
 
 Candidates LogitRow::at_least(float floor) const {
+  const std::int64_t blocks = divide_up(size_, kLogitBlock);
+  const auto reaching =
+      std::count_if(maxima_, maxima_ + blocks, [floor](float maximum) { return maximum >= floor; });
   Candidates out;
+  out.resize(static_cast<std::size_t>(reaching * kLogitBlock));
+  // Without branches, which could not be foretold: all are written, those below overwritten.
+  std::size_t count = 0;
   for (std::int64_t start = 0; start < size_; start += kLogitBlock) {
     if (maxima_[start / kLogitBlock] < floor) continue;
     const std::int64_t end = std::min(start + kLogitBlock, size_);
     for (std::int64_t i = start; i < end; ++i) {
-      const float value = finite(x_[i]);
-      if (value >= floor) out.add(value, static_cast<std::int32_t>(i));
+      out.values[count] = finite(x_[i]);
+      out.ids[count] = static_cast<std::int32_t>(i);
+      count += out.values[count] >= floor;
     }
   }
+  out.resize(count);
   return out;
 }
 
@@ -44,13 +52,15 @@ Candidates LogitRow::largest(std::int64_t k) const {
   // As many ids as blocks have maxima from the k-th largest maximum up: no other can be among
   // the k largest.
   const std::int64_t blocks = divide_up(size_, kLogitBlock);
-  const Candidates near =
-      at_least(k <= blocks ? kth_largest({maxima_, maxima_ + blocks}) : kLowest);
-  const float floor = kth_largest(near.values);
-  Candidates out;
-  for (std::size_t i = 0; i < near.ids.size(); ++i) {
-    if (near.values[i] >= floor) out.add(near.values[i], near.ids[i]);
+  Candidates out = at_least(k <= blocks ? kth_largest({maxima_, maxima_ + blocks}) : kLowest);
+  const float floor = kth_largest(out.values);
+  std::size_t count = 0;
+  for (std::size_t i = 0; i < out.ids.size(); ++i) {
+    out.values[count] = out.values[i];
+    out.ids[count] = out.ids[i];
+    count += out.values[i] >= floor;
   }
+  out.resize(count);
   return out;
 }
 

@@ -47,9 +47,9 @@ struct Candidates {
   std::vector<std::int32_t> ids;
 
   std::int64_t size() const { return static_cast<std::int64_t>(ids.size()); }
-  void add(float value, std::int32_t id) {
-    values.push_back(value);
-    ids.push_back(id);
+  void resize(std::size_t size) {
+    values.resize(size);
+    ids.resize(size);
   }
 };
 

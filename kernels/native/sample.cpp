@@ -11,15 +11,15 @@
 namespace qwell {
 namespace {
 
-// The parameters of a row.
+// The parameters of a row, NaN replaced by what keeps the draw among the ids.
 struct Settings {
   Settings(const SampleCall& call, std::int64_t row)
       : temperature(call.temperature[row]),
         // Colder than that, only the maximum is left; the inverse stays finite.
-        scale(1 / std::max(temperature, 1e-30)),
+        scale(1 / std::max(1e-30, temperature)),
         top_k(call.top_k[row] < call.vocabulary ? std::max(call.top_k[row], 0) : 0),
-        top_p(call.top_p[row]),
-        min_p(call.min_p[row]),
+        top_p(std::max(0.0, call.top_p[row])),
+        min_p(std::clamp(std::max(0.0, call.min_p[row]), 0.0, 1.0)),
         uniform(call.uniform[row]) {}
 
   bool greedy() const { return temperature == 0; }
@@ -101,18 +101,20 @@ Last last_to_reach(double limit, const Candidates& candidates, const std::vector
   const auto [least, most] = std::minmax_element(values.begin(), values.end());
   const double top = *most;
   const double density = top > *least ? (kRanges - 1) / (top - *least) : 0;
-  const auto range_of = [&](float value) {
-    return static_cast<std::size_t>((top - value) * density);
-  };
+  std::vector<std::int32_t> ranges(values.size());
+  std::transform(values.begin(), values.end(), ranges.begin(),
+                 [&](float value) { return static_cast<std::int32_t>((top - value) * density); });
   std::array<double, kRanges> sums{};
-  for (std::size_t i = 0; i < weights.size(); ++i) sums[range_of(values[i])] += weights[i];
+  for (std::size_t i = 0; i < ranges.size(); ++i) {
+    sums[static_cast<std::size_t>(ranges[i])] += weights[i];
+  }
   std::size_t range = 0;
   double sum = 0;
   while (range + 1 < kRanges && sum + sums[range] < limit) sum += sums[range++];
 
   std::vector<std::size_t> members;
-  for (std::size_t i = 0; i < weights.size(); ++i) {
-    if (range_of(values[i]) == range) members.push_back(i);
+  for (std::size_t i = 0; i < ranges.size(); ++i) {
+    if (static_cast<std::size_t>(ranges[i]) == range) members.push_back(i);
   }
   std::stable_sort(members.begin(), members.end(),
                    [&](std::size_t a, std::size_t b) { return values[a] > values[b]; });
@@ -162,12 +164,12 @@ class Sampler {
       for (std::size_t i = 0; i < weights.size(); ++i) {
         const float value = candidates.values[i];
         const bool kept =
-            value > last.value || (value == last.value && candidates.ids[i] <= last.id);
-        if (!kept) weights[i] = 0;
+            (value > last.value) | ((value == last.value) & (candidates.ids[i] <= last.id));
+        weights[i] = kept ? weights[i] : 0;
       }
     }
     // The most likely id has weight 1.
-    for (double& weight : weights) weight = weight < std::min(settings.min_p, 1.0) ? 0 : weight;
+    for (double& weight : weights) weight = weight < settings.min_p ? 0 : weight;
     const std::int64_t place = draw_from(weights, settings.uniform * sum(weights));
     return candidates.ids[static_cast<std::size_t>(place)];
   }
@@ -193,8 +195,16 @@ class Sampler {
     return out;
   }
 
+  // In several partial sums, which do not wait for one another.
   static double sum(const std::vector<double>& weights) {
-    return std::accumulate(weights.begin(), weights.end(), 0.0);
+    constexpr std::size_t kLanes = 8;
+    std::array<double, kLanes> lanes{};
+    std::size_t i = 0;
+    for (; i + kLanes <= weights.size(); i += kLanes) {
+      for (std::size_t lane = 0; lane < kLanes; ++lane) lanes[lane] += weights[i + lane];
+    }
+    for (; i < weights.size(); ++i) lanes[0] += weights[i];
+    return std::accumulate(lanes.begin(), lanes.end(), 0.0);
   }
 
   static std::int64_t draw_from(const std::vector<double>& weights, double target) {
