@@ -1,11 +1,16 @@
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <cstdint>
+#include <tuple>
+#include <vector>
 
 #include "ceilings.h"
 #include "dtype.h"
 #include "isa.h"
+#include "pack.h"
+#include "packed.h"
 #include "pool.h"
 #include "rms_norm.h"
 #include "tape.h"
@@ -56,6 +61,26 @@ void define_ceilings(nb::module_& module) {
              "pool"_a, "tasks"_a);
 }
 
+void define_pack(nb::module_& module) {
+  nb::enum_<qwell::WeightFormat>(module, "WeightFormat")
+      .value("f32", qwell::WeightFormat::f32)
+      .value("bf16", qwell::WeightFormat::bf16)
+      .value("f16", qwell::WeightFormat::f16)
+      .value("int8", qwell::WeightFormat::int8)
+      .value("int4", qwell::WeightFormat::int4);
+  module.def(
+      "pack",
+      [](qwell::Isa isa, qwell::Pool& pool, qwell::WeightFormat format,
+         const std::vector<std::tuple<Address, std::int64_t, qwell::DType>>& parts,
+         std::int64_t columns, Address packed) {
+        std::vector<qwell::StoredRows> stored;
+        for (const auto& [data, rows, dtype] : parts) stored.push_back({pointer(data), rows, dtype});
+        return qwell::pack(isa, pool, format, stored, columns, pointer(packed));
+      },
+      nb::call_guard<nb::gil_scoped_release>(), "isa"_a, "pool"_a, "format"_a, "parts"_a,
+      "columns"_a, "packed"_a);
+}
+
 template <class Call>
 void define_runs(nb::module_& module, nb::class_<qwell::Tape>& tape) {
   module.def(
@@ -103,6 +128,7 @@ NB_MODULE(_native, module) {
            "pool"_a, "tokens"_a, "logits"_a);
 
   define_ceilings(module);
+  define_pack(module);
   define_rms_norm(module);
   define_runs<qwell::RmsNormCall>(module, tape);
 }

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from qwell.kernels.errors import KernelError
-from qwell.kernels.native.packed import Format, PackedWeight, pack
+from qwell.kernels.native.pack import Packer
+from qwell.kernels.native.packed import Format, PackedWeight
 from qwell.runtime.checkpoint.shards import Shards
 from qwell.runtime.errors import EngineStartError
 
@@ -46,6 +47,7 @@ class PackedWeights:
     def __init__(self, shards: Shards, format_name: Format) -> None:
         self._shards = shards
         self._format = format_name
+        self._packer = Packer(torch.get_num_threads())
 
     def vector(self, *names: str) -> Tensor:
         """As WeightSource."""
@@ -58,7 +60,7 @@ class PackedWeights:
         """
         parts = [self._shards.tensor(name) for name in names]
         try:
-            packed = pack(torch.cat(parts) if len(parts) > 1 else parts[0], self._format)
+            packed = self._packer.pack(parts, self._format)
         except KernelError as error:
             raise EngineStartError(
                 f"{', '.join(names)} cannot be stored as {self._format}: {error}"
