@@ -112,7 +112,9 @@ def load_dense(
     device: torch.device,
 ) -> DenseDecoder:
     """A decoder on `device` with the weights of a checkpoint that verify_dense has passed."""
+    # The largest first: while one is packed, its original takes memory beside all before it.
     embedding = weights.matrix(names.embedding)
+    head = embedding if config.tie_word_embeddings else weights.matrix(names.head)
     return DenseDecoder(
         config=config,
         ops=ops,
@@ -123,7 +125,7 @@ def load_dense(
             for i, prefix in enumerate(_prefixes(names, config))
         ],
         final_norm=weights.vector(names.final_norm),
-        head=embedding if config.tie_word_embeddings else weights.matrix(names.head),
+        head=head,
         cos_sin=cos_sin_table(config.rope, config.head_dim, max_model_len, device),
     )
 
