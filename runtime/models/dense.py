@@ -130,6 +130,21 @@ def load_dense(
     )
 
 
+def matrix_names(names: TensorNames, config: ModelConfig) -> list[tuple[str, ...]]:
+    """What load_dense asks its weights for as matrices."""
+    matrices: list[tuple[str, ...]] = [(names.embedding,)]
+    if not config.tie_word_embeddings:
+        matrices.append((names.head,))
+    for prefix in _prefixes(names, config):
+        matrices += [
+            tuple(prefix + name + "weight" for name in names.qkv),
+            (prefix + names.o,),
+            (prefix + names.gate, prefix + names.up),
+            (prefix + names.down,),
+        ]
+    return matrices
+
+
 def _prefixes(names: TensorNames, config: ModelConfig) -> list[str]:
     return [names.layer.format(i=i) for i in range(config.num_layers)]
 

@@ -168,7 +168,13 @@ def status(key):
 
 warm = torch.ones(1 << 16)  # the code of what runs below is in memory before the count starts
 warm.bfloat16().max(), warm.byte().max()
-options = EngineOptions(model=sys.argv[1], device="cpu", dtype=sys.argv[2], kv_cache_tokens=256)
+options = EngineOptions(
+    model=sys.argv[1],
+    device="cpu",
+    weight_cache=False,
+    dtype=sys.argv[2],
+    kv_cache_tokens=256,
+)
 Path("/proc/self/clear_refs").write_text("5")  # the peak starts again at what is resident now
 before = status("VmRSS")
 model = load_model(options)
