@@ -19,7 +19,7 @@ from qwell.runtime.batch import build_batch
 from qwell.runtime.checkpoint.config import ModelConfig
 from qwell.runtime.checkpoint.packed_cache import PackedFile, packed_dir
 from qwell.runtime.checkpoint.shards import Shards
-from qwell.runtime.checkpoint.weights import PackedWeights, PlainWeights, WeightSource
+from qwell.runtime.checkpoint.weights import PlainWeights, WeightSource
 from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.errors import EngineStartError, UnsupportedModelError
 from qwell.runtime.kv_cache import BLOCK_SIZE, KVCache, allocate, blocks_for, bytes_per_token
@@ -146,6 +146,9 @@ def _open_weights(
     verify_dense(shards, names, config)
     if precision.weights is None:
         return PlainWeights(shards, precision.activations, device)
+    # Imported here: GPUs need no native code, and a checkout that is not built has none.
+    from qwell.runtime.checkpoint.packed_weights import PackedWeights
+
     weights = PackedWeights(shards, precision.weights)
     if options.weight_cache:
         matrices = matrix_names(names, config)

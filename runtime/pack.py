@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from qwell.runtime.checkpoint.packed_cache import PackedFile, packed_dir
+from qwell.runtime.checkpoint.packed_weights import PackedWeights
 from qwell.runtime.checkpoint.shards import Shards
-from qwell.runtime.checkpoint.weights import PackedWeights
 from qwell.runtime.engine_options import Weights
 from qwell.runtime.models.dense import matrix_names, verify_dense
 from qwell.runtime.models.registry import read_model_config

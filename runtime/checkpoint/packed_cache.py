@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
+import torch
 from filelock import FileLock
 
 from qwell.kernels.native.packed import ALIGNMENT, Format, PackedWeight, packed_bytes
@@ -95,7 +96,7 @@ class PackedFile:
             raise CheckpointError(f"{self.path} is not the file of these weights, or is damaged")
         file.read_ahead()
         with ThreadPoolExecutor(threads) as pool:
-            found = pool.map(lambda name: zlib.crc32(file.stored_bytes(name).numpy()), sums)
+            found = pool.map(lambda name: zlib.crc32(file.stored_bytes(name)), sums)
             damaged = [name for name, crc in zip(sums, found, strict=True) if crc != sums[name]]
         if damaged:
             raise CheckpointError(f"{self.path}: the checksum of {damaged[0]} is wrong")
@@ -103,7 +104,8 @@ class PackedFile:
 
     def _view(self, file: SafetensorsFile, names: Matrix) -> PackedWeight:
         rows, columns = self._shapes[names]
-        data = file.stored_bytes("+".join(names))[: packed_bytes(self._format, rows, columns)]
+        stored = file.stored_bytes("+".join(names))[: packed_bytes(self._format, rows, columns)]
+        data = torch.frombuffer(stored, dtype=torch.uint8)
         return PackedWeight(self._format, data, rows, columns)
 
     def _write(self, pack: Callable[..., PackedWeight]) -> None:
@@ -124,7 +126,7 @@ class PackedFile:
         sums = dict.fromkeys(("+".join(names) for names in self._shapes), 0)
         file.write(self._head(sums))
         for names, name in zip(self._shapes, sums, strict=True):
-            data = memoryview(pack(*names).data.numpy())
+            data = pack(*names).data.numpy().data
             padding = bytes(-len(data) % ALIGNMENT)
             file.write(data)
             file.write(padding)

@@ -95,12 +95,10 @@ class SafetensorsFile:
             described.update(self._map[start : start + PAGE_BYTES])
         return described.hexdigest()
 
-    def stored_bytes(self, name: str) -> torch.Tensor:
-        """A tensor's bytes, uint8, as a view of the mapping."""
+    def stored_bytes(self, name: str) -> memoryview:
+        """A tensor's bytes as a view of the mapping."""
         info = self.tensors[name]
-        return torch.frombuffer(
-            self._map, dtype=torch.uint8, count=info.end - info.begin, offset=info.begin
-        )
+        return memoryview(self._map)[info.begin : info.end]
 
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor as a view of the mapping: no copy, its pages are read when touched."""
