@@ -38,6 +38,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="format of the weights on CPUs (default: auto, the model's own)",
     )
     parser.add_argument(
+        "--weight-cache",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep packed weights on disk for the next start (default: on)",
+    )
+    parser.add_argument(
         "--kv-cache-dtype",
         choices=get_args(DType),
         default="auto",
@@ -104,6 +110,7 @@ def engine_options(arguments: argparse.Namespace, model: str) -> EngineOptions:
         device=arguments.device,
         dtype=arguments.dtype,
         weights=arguments.weights,
+        weight_cache=arguments.weight_cache,
         kv_cache_dtype=arguments.kv_cache_dtype,
         max_model_len=arguments.max_model_len,
         kv_cache_tokens=arguments.kv_cache_tokens,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from qwell import __version__
 from qwell.cli.model_options import add_model_options, add_once, positive, settle_device
 from qwell.cli.sampling import given_sampling
+from qwell.runtime.engine_options import Weights
 from qwell.runtime.errors import RequestError
 
 DEFAULT_HOST = "127.0.0.1"
@@ -22,7 +23,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=f"qwell {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_serve, _add_generate, _add_chat, _add_demo_model, _add_bench):
+    for add in (_add_serve, _add_generate, _add_chat, _add_pack, _add_demo_model, _add_bench):
         add(commands)
     arguments = parser.parse_args(argv)
     if "device" in arguments:
@@ -52,6 +53,12 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 def _chat(arguments: argparse.Namespace) -> int:
     from qwell.cli.chat import run
+
+    return run(arguments)
+
+
+def _pack(arguments: argparse.Namespace) -> int:
+    from qwell.cli.pack import run
 
     return run(arguments)
 
@@ -131,6 +138,21 @@ def _add_chat(commands: Any) -> None:
     add_model_options(parser)
     parser.add_argument("--system", metavar="TEXT", help="system message of the conversation")
     _add_sampling_options(parser, max_tokens="most tokens of one answer (default: 2048)")
+
+
+def _add_pack(commands: Any) -> None:
+    parser = _add_command(
+        commands, "pack", _pack, "pack weights for CPUs ahead of the first start; print the file"
+    )
+    parser.add_argument(
+        "model", metavar="MODEL", help="folder of a checkpoint, or a Hugging Face id"
+    )
+    parser.add_argument(
+        "--weights",
+        choices=get_args(Weights),
+        default="auto",
+        help="format to pack to (default: auto, the model's own)",
+    )
 
 
 def _add_demo_model(commands: Any) -> None:
