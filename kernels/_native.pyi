@@ -81,6 +81,20 @@ class EmbeddingCall:
         packed: bool,
     ) -> None: ...
 
+class LogprobsCall:
+    def __init__(
+        self,
+        *,
+        logits: int,
+        ids: int,
+        logprobs: int,
+        top_ids: int,
+        top_logprobs: int,
+        rows: int,
+        vocabulary: int,
+        top: int,
+    ) -> None: ...
+
 class RopeCall:
     def __init__(
         self,
@@ -117,12 +131,37 @@ class RmsNormCall:
         eps: float,
     ) -> None: ...
 
+class SampleCall:
+    def __init__(
+        self,
+        *,
+        logits: int,
+        temperature: int,
+        top_k: int,
+        top_p: int,
+        min_p: int,
+        repetition_penalty: int,
+        seen_ids: int,
+        cu_seen: int,
+        uniform: int,
+        next_ids: int,
+        rows: int,
+        vocabulary: int,
+    ) -> None: ...
+
 class SiluMulCall:
     def __init__(self, *, gate_up: int, y: int, rows: int, width: int) -> None: ...
 
 # Only in this file: what the overloads of run and append take.
 Call: TypeAlias = (
-    AttentionCall | EmbeddingCall | LinearCall | RmsNormCall | RopeCall | SiluMulCall
+    AttentionCall
+    | EmbeddingCall
+    | LinearCall
+    | LogprobsCall
+    | RmsNormCall
+    | RopeCall
+    | SampleCall
+    | SiluMulCall
 )
 
 class Tape:

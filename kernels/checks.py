@@ -31,6 +31,18 @@ def check_cpu(op: str, name: str, tensor: Tensor) -> None:
         raise KernelError(f"{op}: {name} must be on the CPU, got {tensor.device}")
 
 
+def check_logits(op: str, logits: Tensor) -> tuple[int, int]:
+    """Check that logits are contiguous float32 [S, V] and return (S, V). Raises KernelError."""
+    if logits.dim() != 2 or logits.shape[1] == 0 or logits.dtype != torch.float32:
+        raise KernelError(
+            f"{op}: logits must be torch.float32 of shape [S, V >= 1], "
+            f"got {logits.dtype} of {tuple(logits.shape)}"
+        )
+    rows, vocabulary = logits.shape
+    check_tensor(op, "logits", logits, logits, (rows, vocabulary))
+    return rows, vocabulary
+
+
 def check_rms_norm(x: Tensor, weight: Tensor, residual: Tensor | None) -> tuple[int, int]:
     """Check the arguments of rms_norm and return (T, N). Raises KernelError."""
     if x.dim() != 2 or x.shape[1] == 0:

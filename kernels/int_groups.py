@@ -1,4 +1,4 @@
-"""Rounds weights to integers, with a scale for each 32 columns of a row.
+"""Rounds weights and activations to integers, with a scale for each 32 columns of a row.
 
 quantize.py and native/packed.py store the same integers and scales, each in a layout of its own.
 """
@@ -45,6 +45,20 @@ def round_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
         best_scales = torch.where(error < best_error, scales, best_scales)
         best_error = torch.minimum(error, best_error)
     return _round(groups, best_scales, -8, 7), best_scales
+
+
+def quantize_activations(x: Tensor) -> Tensor:
+    """What the integer products of CPUs make of activations: float32 [T, K] -> [T, K].
+
+    Integers -127 .. 127 times max|x| / 127 of each 32 columns of a row; groups below 2^-100 are
+    zero, groups with an infinity or NaN are NaN.
+    """
+    groups = _groups(x)
+    largest = groups.abs().amax(dim=-1, keepdim=True)
+    codes = torch.where(largest < 2.0**-100, 0.0, groups * (127 / largest)).round()
+    values = torch.where(codes == 0, 0.0, codes * (largest / 127))
+    quantised: Tensor = torch.where(largest.isfinite(), values, torch.nan).flatten(1)
+    return quantised
 
 
 def _groups(weight: Tensor) -> Tensor:

@@ -58,8 +58,8 @@ _CANDIDATES: dict[str, tuple[Candidate, ...]] = {
     "rope": (_NATIVE_F32, _TRITON, _REFERENCE),
     "attention": (_NATIVE_F32, _TRITON, _REFERENCE),
     "silu_mul": (_NATIVE_F32, _TRITON, _REFERENCE),
-    "sample": (_TRITON, _REFERENCE),
-    "logprobs": (_TRITON, _REFERENCE),
+    "sample": (_NATIVE, _TRITON, _REFERENCE),
+    "logprobs": (_NATIVE, _TRITON, _REFERENCE),
 }
 
 # Of the ops that meet matrices, the families that take packed ones. The reference linear does, but

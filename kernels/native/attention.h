@@ -47,7 +47,7 @@ constexpr std::int64_t kSplitKeys = 512;
 // Consecutive queries of a sequence, each with the heads of one key/value head: rows of one
 // matrix, heads innermost.
 struct AttentionTile {
-  std::int64_t row;       // of the first query in q
+  std::int64_t row;  // of the first query in q
   std::int64_t queries;
   std::int64_t position;  // of the first query in its sequence
   std::int64_t kv_head;

@@ -22,16 +22,15 @@ constexpr int kStepKeys = kStepBlocks * static_cast<int>(kBlockTokens);
 // Registers of a line of keys.
 constexpr int kLine = static_cast<int>(kBlockTokens) / Vec::width;
 
-// Rows that a kernel takes at a time, and the columns that leave registers for its operands.
-constexpr int kKernelRows = 4;
+// Rows that are taken at a time, the most and of many; and registers of columns, so many that a
+// quarter of all registers is left for operands.
+constexpr int kMostRows = 8;
+constexpr int kManyRows = 6;
 constexpr int kernel_columns(int rows) {
   int columns = kStepKeys / Vec::width;
-  while (columns * rows > kVectorRegisters / 2) columns /= 2;
+  while (columns * rows > kVectorRegisters * 3 / 4) columns /= 2;
   return columns;
 }
-
-// Up to so many rows read 16-bit keys and values as they lie; more have them widened once.
-constexpr std::int64_t kDirectRows = 4;
 
 std::int64_t min(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 std::int64_t max(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
@@ -49,14 +48,29 @@ struct Partial {
       : sums(data), most(data + rows * width), total(most + rows) {}
 };
 
-// Keys or values of a step: its blocks, and how far their lines are apart. Blocks that hold no
-// visible key stand for others; what comes of them is never used.
+// Where the blocks of a step are.
 template <class T>
-struct Step {
+struct Blocks {
   const T* keys[kStepBlocks];
   const T* values[kStepBlocks];
-  std::int64_t value_stride;
 };
+
+template <class T>
+struct Step {
+  Blocks<T> now;
+  Blocks<T> next;             // of the step after, fetched meanwhile
+  std::int64_t value_stride;  // from one token's values to the next one's
+};
+
+// Asks for a line of memory where an element starts one. Into the second level of cache: more
+// requests may be under way there than to the first.
+template <class T>
+void prefetch(const T* from, std::int64_t element) {
+  constexpr int kSecondLevel = 2;
+  if (element * static_cast<std::int64_t>(sizeof(T)) % 64 == 0) {
+    __builtin_prefetch(from + element, 0, kSecondLevel);
+  }
+}
 
 // Keys of a step, from first to before last.
 struct Range {
@@ -72,12 +86,18 @@ void score_columns(const float* q, const Step<T>& step, std::int64_t head_dim, i
   Vec sums[Rows][Columns];
   unroll<Columns>([&](auto c) QWELL_INLINE {
     const int lane = key + c * Vec::width;
-    line[c] = step.keys[lane / kBlockTokens] + lane % kBlockTokens;
+    line[c] = step.now.keys[lane / kBlockTokens] + lane % kBlockTokens;
     unroll<Rows>([&](auto r) QWELL_INLINE { sums[r][c] = splat(0.0F); });
   });
   for (std::int64_t d = 0; d < head_dim; ++d) {
     Vec keys[Columns];
-    unroll<Columns>([&](auto c) QWELL_INLINE { keys[c] = load(line[c] + d * kBlockTokens); });
+    unroll<Columns>([&](auto c) QWELL_INLINE {
+      keys[c] = load(line[c] + d * kBlockTokens);
+      const int lane = key + c * Vec::width;
+      if (lane % kBlockTokens == 0) {
+        prefetch(step.next.values[lane / kBlockTokens], d * kBlockTokens);
+      }
+    });
     unroll<Rows>([&](auto r) QWELL_INLINE {
       const Vec query = splat(q[r * head_dim + d]);
       unroll<Columns>([&](auto c) QWELL_INLINE { sums[r][c] = fma(query, keys[c], sums[r][c]); });
@@ -101,14 +121,17 @@ void mix_columns(const float* weights, const Step<T>& step, Range keys, std::int
     });
   });
   for (std::int64_t key = keys.first; key < keys.last; ++key) {
-    const T* line =
-        step.values[key / kBlockTokens] + key % kBlockTokens * step.value_stride + column;
+    const std::int64_t block = key / kBlockTokens;
+    const std::int64_t offset = key % kBlockTokens * step.value_stride + column;
     Vec values[Columns];
-    unroll<Columns>([&](auto c) QWELL_INLINE { values[c] = load(line + c * Vec::width); });
+    unroll<Columns>([&](auto c) QWELL_INLINE {
+      values[c] = load(step.now.values[block] + offset + c * Vec::width);
+      prefetch(step.next.keys[block] + offset, c * Vec::width);
+    });
     unroll<Rows>([&](auto r) QWELL_INLINE {
       const Vec weight = splat(weights[r * kStepKeys + key]);
-      unroll<Columns>(
-          [&](auto c) QWELL_INLINE { mixed[r][c] = fma(weight, values[c], mixed[r][c]); });
+      unroll<Columns>([&](auto c)
+                          QWELL_INLINE { mixed[r][c] = fma(weight, values[c], mixed[r][c]); });
     });
   }
   unroll<Rows>([&](auto r) QWELL_INLINE {
@@ -143,25 +166,17 @@ void mix_rows(const float* weights, const Step<T>& step, Range keys, float* sums
 template <class Body>
 void by_rows(std::int64_t rows, const Body& body) {
   std::int64_t row = 0;
-  for (; row + kKernelRows <= rows; row += kKernelRows) {
-    body(std::integral_constant<int, kKernelRows>{}, row);
+  for (; row + kMostRows < rows; row += kManyRows) {
+    body(std::integral_constant<int, kManyRows>{}, row);
   }
-  switch (rows - row) {
-    case 3:
-      return body(std::integral_constant<int, 3>{}, row);
-    case 2:
-      return body(std::integral_constant<int, 2>{}, row);
-    case 1:
-      return body(std::integral_constant<int, 1>{}, row);
-    default:
-      return;
-  }
+  unroll<kMostRows>([&](auto i) QWELL_INLINE {
+    if (rows - row == i + 1) body(std::integral_constant<int, i + 1>{}, row);
+  });
 }
 
 // One row's scores [64] of a step become weights relative to the largest score so far; what was
 // summed before is scaled to that. Keys outside the range weigh 0, whatever their scores are.
-void weigh(float* scores, Range keys, float* most, float* totals, float* sums,
-           std::int64_t width) {
+void weigh(float* scores, Range keys, float* most, float* totals, float* sums, std::int64_t width) {
   for (std::int64_t key = 0; key < keys.first; ++key) scores[key] = -__builtin_inff();
   for (std::int64_t key = keys.last; key < kStepKeys; ++key) scores[key] = -__builtin_inff();
 
@@ -255,39 +270,46 @@ void load_queries(const Walk& walk) {
   }
 }
 
-// The blocks of the step that starts at a key. `sources` says which of them each one is: the
-// first visible block stands for those without a visible key, which need not exist.
-template <class T>
-Step<T> find_step(const Walk& walk, std::int64_t start, std::int64_t (&sources)[kStepBlocks]) {
-  const std::int64_t first = walk.visible(0, start).first / kBlockTokens;
-  const std::int64_t last = walk.visible(walk.tile.queries - 1, start).last;
-  const std::int64_t block_size = kBlockTokens * walk.call.head_dim;
-  Step<T> step{.keys = {}, .values = {}, .value_stride = walk.call.head_dim};
-  for (int b = 0; b < kStepBlocks; ++b) {
-    sources[b] = b >= first && b * kBlockTokens < last ? b : first;
-    const std::int64_t block = walk.tile.blocks[start / kBlockTokens + sources[b]];
-    const std::int64_t offset =
-        (block * walk.call.num_kv_heads + walk.tile.kv_head) * block_size;
-    step.keys[b] = static_cast<const T*>(walk.call.k_cache) + offset;
-    step.values[b] = static_cast<const T*>(walk.call.v_cache) + offset;
+// Which blocks the step that starts at a key consists of, counted from there: the first visible
+// one stands for those without visible keys, which need not exist; what comes of them is not used.
+struct Sources {
+  std::int64_t block[kStepBlocks];
+
+  Sources(const Walk& walk, std::int64_t start) {
+    const std::int64_t first = walk.visible(0, start).first / kBlockTokens;
+    const std::int64_t last = walk.visible(walk.tile.queries - 1, start).last;
+    for (std::int64_t b = 0; b < kStepBlocks; ++b) {
+      block[b] = b >= first && b * kBlockTokens < last ? b : first;
+    }
   }
-  return step;
+};
+
+template <class T>
+Blocks<T> find_blocks(const Walk& walk, std::int64_t start, const Sources& sources) {
+  const std::int64_t block_size = kBlockTokens * walk.call.head_dim;
+  Blocks<T> blocks;
+  for (int b = 0; b < kStepBlocks; ++b) {
+    const std::int64_t block = walk.tile.blocks[start / kBlockTokens + sources.block[b]];
+    const std::int64_t offset = (block * walk.call.num_kv_heads + walk.tile.kv_head) * block_size;
+    blocks.keys[b] = static_cast<const T*>(walk.call.k_cache) + offset;
+    blocks.values[b] = static_cast<const T*>(walk.call.v_cache) + offset;
+  }
+  return blocks;
 }
 
 template <class T>
-Step<float> widen_step(const Walk& walk, const Step<T>& step,
-                       const std::int64_t (&sources)[kStepBlocks]) {
+Blocks<float> widen_blocks(const Walk& walk, const Blocks<T>& blocks, const Sources& sources) {
   const std::int64_t head_dim = walk.call.head_dim;
   const std::int64_t block_size = kBlockTokens * head_dim;
-  Step<float> wide{.keys = {}, .values = {}, .value_stride = walk.width};
+  Blocks<float> wide;
   for (int b = 0; b < kStepBlocks; ++b) {
-    float* keys = walk.keys + sources[b] * block_size;
-    float* values = walk.values + sources[b] * kBlockTokens * walk.width;
+    float* keys = walk.keys + sources.block[b] * block_size;
+    float* values = walk.values + sources.block[b] * kBlockTokens * walk.width;
     wide.keys[b] = keys;
     wide.values[b] = values;
-    if (sources[b] != b) continue;
-    widen_lines(step.keys[b], 1, block_size, keys, block_size);
-    widen_lines(step.values[b], kBlockTokens, head_dim, values, walk.width);
+    if (sources.block[b] != b) continue;
+    widen_lines(blocks.keys[b], 1, block_size, keys, block_size);
+    widen_lines(blocks.values[b], kBlockTokens, head_dim, values, walk.width);
   }
   return wide;
 }
@@ -298,8 +320,7 @@ void mix(const Walk& walk, const Step<T>& step, Range keys, std::int64_t first_r
   if (keys.first >= keys.last) return;
   by_rows(rows, [&](auto count, std::int64_t offset) {
     const std::int64_t row = first_row + offset;
-    mix_rows<count>(walk.scores + row * kStepKeys, step, keys, sums + row * walk.width,
-                    walk.width);
+    mix_rows<count>(walk.scores + row * kStepKeys, step, keys, sums + row * walk.width, walk.width);
   });
 }
 
@@ -313,8 +334,8 @@ void attend(const Walk& walk, const Step<T>& step, std::int64_t start,
   for (std::int64_t row = 0; row < walk.rows; ++row) {
     const Range keys = walk.visible(row / walk.group, start);
     if (keys.first >= keys.last) continue;
-    weigh(walk.scores + row * kStepKeys, keys, partial.most + row,
-          walk.totals + row * kBlockTokens, partial.sums + row * walk.width, walk.width);
+    weigh(walk.scores + row * kStepKeys, keys, partial.most + row, walk.totals + row * kBlockTokens,
+          partial.sums + row * walk.width, walk.width);
   }
 
   // What all queries see is mixed for the whole tile, what only some see query by query. A row
@@ -342,16 +363,19 @@ void walk_split(const Walk& walk, std::int64_t split, const Partial<float>& part
   for (std::int64_t row = 0; row < walk.rows; ++row) partial.most[row] = -__builtin_inff();
 
   const bool padded = walk.width != walk.call.head_dim;
-  const bool direct = !padded && (std::is_same_v<T, float> || walk.rows <= kDirectRows);
+  const bool direct = !padded && (std::is_same_v<T, float> || walk.rows <= kMostRows);
   const std::int64_t oldest = walk.oldest_visible(0) / kStepKeys * kStepKeys;
   const std::int64_t end = min((split + 1) * kSplitKeys, walk.tile.position + walk.tile.queries);
   for (std::int64_t start = max(split * kSplitKeys, oldest); start < end; start += kStepKeys) {
-    std::int64_t sources[kStepBlocks];
-    const Step<T> step = find_step<T>(walk, start, sources);
+    const Sources sources(walk, start);
+    const Blocks<T> now = find_blocks<T>(walk, start, sources);
     if (direct) {
-      attend(walk, step, start, partial);
+      const std::int64_t next = start + kStepKeys < end ? start + kStepKeys : start;
+      const Blocks<T> later = find_blocks<T>(walk, next, Sources(walk, next));
+      attend(walk, Step<T>{now, later, walk.call.head_dim}, start, partial);
     } else {
-      attend(walk, widen_step(walk, step, sources), start, partial);
+      const Blocks<float> wide = widen_blocks(walk, now, sources);
+      attend(walk, Step<float>{wide, wide, walk.width}, start, partial);
     }
   }
 
@@ -419,7 +443,8 @@ void attention_finish(const AttentionCall& call, const AttentionTile& tile, cons
     float* out = call.out + (token * call.num_heads + head) * call.head_dim;
     const float* sums = result.sums + row * width;
     const float total = result.total[row];
-    for (std::int64_t d = 0; d < call.head_dim; ++d) out[d] = total == 0.0F ? 0.0F : sums[d] / total;
+    for (std::int64_t d = 0; d < call.head_dim; ++d)
+      out[d] = total == 0.0F ? 0.0F : sums[d] / total;
   }
 }
 

@@ -11,6 +11,7 @@ from qwell.kernels.errors import KernelError
 from qwell.kernels.native.packed import PackedWeight
 from qwell.kernels.native.runner import FORMATS, Runner
 from qwell.kernels.ops import Embedding
+from qwell.kernels.weights import Weight
 
 _PLAIN_FORMATS = {
     torch.float32: _native.WeightFormat.f32,
@@ -27,18 +28,21 @@ def bind(runner: Runner) -> Embedding:
     packed nor a contiguous tensor [V, d] of a model dtype; all on the CPU.
     """
 
-    def embedding(ids: Tensor, table: Tensor | PackedWeight) -> Tensor:
+    def embedding(ids: Tensor, table: Weight | PackedWeight) -> Tensor:
         if ids.dim() != 1 or ids.dtype != torch.int32 or not ids.is_contiguous():
             raise KernelError(
                 f"embedding: ids must be contiguous int32 [T], got {ids.dtype} {tuple(ids.shape)}"
             )
         check_cpu("embedding", "ids", ids)
-        packed = isinstance(table, PackedWeight)
         if isinstance(table, PackedWeight):
             data, weight_format = table.data, FORMATS[table.format]
-        else:
+        elif isinstance(table, Tensor):
             _check_plain(table)
             data, weight_format = table, _PLAIN_FORMATS[table.dtype]
+        else:
+            raise KernelError(
+                f"embedding: table must be packed or a tensor, got {type(table).__name__}"
+            )
         rows, width = len(ids), table.shape[1]
         y = runner.empty(ids, rows, width, dtype=torch.float32)
         call = _native.EmbeddingCall(
@@ -48,7 +52,7 @@ def bind(runner: Runner) -> Embedding:
             rows=rows,
             width=width,
             format=weight_format,
-            packed=packed,
+            packed=data is not table,
         )
         runner.run(call, y)
         return y

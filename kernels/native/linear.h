@@ -27,7 +27,7 @@ struct LinearCall {
 //
 // Links of the chain: a column in f32 and f16, and in bf16 too, where the processor has no dot
 // product of bfloat16; else x is rounded to bfloat16 and a link is a pair of columns. In int8 and
-// int4 x is quantised (quantize_activations in kernels/quantize.py) and a link is a group of 32
+// int4 x is quantised (quantize_activations in kernels/int_groups.py) and a link is a group of 32
 // columns: the exact sum of products of integers, times the product of the two scales.
 //
 // `isa` must be one of runnable_isas().

@@ -17,7 +17,7 @@ from qwell.kernels.weights import Weight
 def bind(runner: Runner) -> Linear:
     """linear on a runner, of float32 activations and packed weights.
 
-    In int8 and int4 activations are quantised (`quantize_activations` of kernels/quantize.py), in
+    In int8 and int4 activations are quantised (`quantize_activations` of kernels/int_groups.py), in
     bf16 they are rounded to bfloat16 where the processor has products of that. Raises KernelError
     at a call whose tensors are not contiguous float32 CPU tensors, or whose weight is not packed.
     """

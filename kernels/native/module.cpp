@@ -9,10 +9,12 @@
 #include "embedding.h"
 #include "isa.h"
 #include "linear.h"
+#include "logprobs.h"
 #include "packed.h"
 #include "pool.h"
 #include "rms_norm.h"
 #include "rope.h"
+#include "sample.h"
 #include "silu_mul.h"
 #include "tape.h"
 
@@ -81,6 +83,53 @@ void define_silu_mul(nb::module_& module) {
           nb::kw_only(), "gate_up"_a, "y"_a, "rows"_a, "width"_a);
 }
 
+void define_logprobs(nb::module_& module) {
+  nb::class_<qwell::LogprobsCall>(module, "LogprobsCall")
+      .def(
+          "__init__",
+          [](qwell::LogprobsCall* call, Address logits, Address ids, Address logprobs,
+             Address top_ids, Address top_logprobs, std::int64_t rows, std::int64_t vocabulary,
+             std::int64_t top) {
+            new (call) qwell::LogprobsCall{.logits = pointer<const float>(logits),
+                                           .ids = pointer<const std::int32_t>(ids),
+                                           .logprobs = pointer<float>(logprobs),
+                                           .top_ids = pointer<std::int32_t>(top_ids),
+                                           .top_logprobs = pointer<float>(top_logprobs),
+                                           .rows = rows,
+                                           .vocabulary = vocabulary,
+                                           .top = top};
+          },
+          nb::kw_only(), "logits"_a, "ids"_a, "logprobs"_a, "top_ids"_a, "top_logprobs"_a,
+          "rows"_a, "vocabulary"_a, "top"_a);
+}
+
+void define_sample(nb::module_& module) {
+  nb::class_<qwell::SampleCall>(module, "SampleCall")
+      .def(
+          "__init__",
+          [](qwell::SampleCall* call, Address logits, Address temperature, Address top_k,
+             Address top_p, Address min_p, Address repetition_penalty, Address seen_ids,
+             Address cu_seen, Address uniform, Address next_ids, std::int64_t rows,
+             std::int64_t vocabulary) {
+            new (call) qwell::SampleCall{
+                .logits = pointer<const float>(logits),
+                .temperature = pointer<const double>(temperature),
+                .top_k = pointer<const std::int32_t>(top_k),
+                .top_p = pointer<const double>(top_p),
+                .min_p = pointer<const double>(min_p),
+                .repetition_penalty = pointer<const double>(repetition_penalty),
+                .seen_ids = pointer<const std::int32_t>(seen_ids),
+                .cu_seen = pointer<const std::int32_t>(cu_seen),
+                .uniform = pointer<const double>(uniform),
+                .next_ids = pointer<std::int32_t>(next_ids),
+                .rows = rows,
+                .vocabulary = vocabulary};
+          },
+          nb::kw_only(), "logits"_a, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a,
+          "repetition_penalty"_a, "seen_ids"_a, "cu_seen"_a, "uniform"_a, "next_ids"_a, "rows"_a,
+          "vocabulary"_a);
+}
+
 void define_rms_norm(nb::module_& module) {
   nb::class_<qwell::RmsNormCall>(module, "RmsNormCall")
       .def(
@@ -122,22 +171,23 @@ void define_attention(nb::module_& module) {
              Address out, std::int64_t rows, std::int64_t max_seqs, std::int64_t table_stride,
              std::int64_t num_heads, std::int64_t num_kv_heads, std::int64_t head_dim,
              std::int64_t window, float scale) {
-            new (call) qwell::AttentionCall{.q = pointer<const float>(q),
-                                            .k_cache = pointer(k_cache),
-                                            .v_cache = pointer(v_cache),
-                                            .block_table = pointer<const std::int32_t>(block_table),
-                                            .cu_seqlens_q = pointer<const std::int32_t>(cu_seqlens_q),
-                                            .seq_lens = pointer<const std::int32_t>(seq_lens),
-                                            .out = pointer<float>(out),
-                                            .rows = rows,
-                                            .max_seqs = max_seqs,
-                                            .table_stride = table_stride,
-                                            .num_heads = num_heads,
-                                            .num_kv_heads = num_kv_heads,
-                                            .head_dim = head_dim,
-                                            .window = window,
-                                            .scale = scale,
-                                            .cache_dtype = cache_dtype};
+            new (call)
+                qwell::AttentionCall{.q = pointer<const float>(q),
+                                     .k_cache = pointer(k_cache),
+                                     .v_cache = pointer(v_cache),
+                                     .block_table = pointer<const std::int32_t>(block_table),
+                                     .cu_seqlens_q = pointer<const std::int32_t>(cu_seqlens_q),
+                                     .seq_lens = pointer<const std::int32_t>(seq_lens),
+                                     .out = pointer<float>(out),
+                                     .rows = rows,
+                                     .max_seqs = max_seqs,
+                                     .table_stride = table_stride,
+                                     .num_heads = num_heads,
+                                     .num_kv_heads = num_kv_heads,
+                                     .head_dim = head_dim,
+                                     .window = window,
+                                     .scale = scale,
+                                     .cache_dtype = cache_dtype};
           },
           nb::kw_only(), "cache_dtype"_a, "q"_a, "k_cache"_a, "v_cache"_a, "block_table"_a,
           "cu_seqlens_q"_a, "seq_lens"_a, "out"_a, "rows"_a, "max_seqs"_a, "table_stride"_a,
@@ -179,7 +229,8 @@ void define_runs(nb::module_& module, nb::class_<qwell::Tape>& tape) {
       "run", [](qwell::Isa isa, qwell::Pool& pool, const Call& call) { run(isa, pool, call); },
       nb::call_guard<nb::gil_scoped_release>(), "isa"_a, "pool"_a, "call"_a);
   tape.def(
-      "append", [](qwell::Tape& self, const Call& call, qwell::Rows rows) { self.append(call, rows); },
+      "append",
+      [](qwell::Tape& self, const Call& call, qwell::Rows rows) { self.append(call, rows); },
       "call"_a, "rows"_a);
 }
 
@@ -229,13 +280,17 @@ NB_MODULE(_native, module) {
   define_attention(module);
   define_embedding(module);
   define_linear(module);
+  define_logprobs(module);
   define_rms_norm(module);
   define_rope(module);
+  define_sample(module);
   define_silu_mul(module);
   define_runs<qwell::AttentionCall>(module, tape);
   define_runs<qwell::EmbeddingCall>(module, tape);
   define_runs<qwell::LinearCall>(module, tape);
+  define_runs<qwell::LogprobsCall>(module, tape);
   define_runs<qwell::RmsNormCall>(module, tape);
   define_runs<qwell::RopeCall>(module, tape);
+  define_runs<qwell::SampleCall>(module, tape);
   define_runs<qwell::SiluMulCall>(module, tape);
 }

@@ -8,8 +8,9 @@
 
 namespace qwell {
 
-// Splits qkv, norms and rotates q and k, and writes k and v into the cache, whose layout attention.h
-// says; the meaning is in kernels/ops.py. Nothing need be aligned, and the caller owns every buffer.
+// Splits qkv, norms and rotates q and k, and writes k and v into the cache, whose layout
+// attention.h says; the meaning is in kernels/ops.py. Nothing need be aligned, and the caller owns
+// every buffer.
 struct RopeCall {
   const float* qkv;                  // [rows, (num_heads + 2 num_kv_heads) head_dim]
   const std::int32_t* positions;     // [rows]
@@ -28,7 +29,8 @@ struct RopeCall {
   DType cache_dtype;
 };
 
-// A token's bits depend on that token alone, and are the same on every instruction set. `isa` must be one of runnable_isas().
+// A token's bits depend on that token alone, and are the same on every instruction set. `isa` must
+// be one of runnable_isas().
 void rope(Isa isa, Pool& pool, const RopeCall& call);
 
 // Some tokens, with the query heads that some key/value heads serve.

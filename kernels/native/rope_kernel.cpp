@@ -78,14 +78,14 @@ template <class T>
 void rope_token(const RopeCall& call, std::int64_t token, std::int64_t kv_head) {
   const std::int64_t head_dim = call.head_dim;
   const std::int64_t group = call.num_heads / call.num_kv_heads;
-  const float* heads =
-      call.qkv + token * (call.num_heads + 2 * call.num_kv_heads) * head_dim;
+  const float* heads = call.qkv + token * (call.num_heads + 2 * call.num_kv_heads) * head_dim;
   const float* cos = call.cos_sin + call.positions[token] * head_dim;
 
   for (std::int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
     float* q = call.q + (token * call.num_heads + head) * head_dim;
-    rotate(heads + head * head_dim, call.q_norm, cos, head_dim, call.eps,
-           [&](std::int64_t d, Vec value, std::int64_t count) { store_first(q + d, value, count); });
+    rotate(
+        heads + head * head_dim, call.q_norm, cos, head_dim, call.eps,
+        [&](std::int64_t d, Vec value, std::int64_t count) { store_first(q + d, value, count); });
   }
 
   const std::int64_t slot = call.slot_mapping[token];

@@ -8,15 +8,17 @@
 #include "embedding.h"
 #include "isa.h"
 #include "linear.h"
+#include "logprobs.h"
 #include "pool.h"
 #include "rms_norm.h"
 #include "rope.h"
+#include "sample.h"
 #include "silu_mul.h"
 
 namespace qwell {
 
-using Call =
-    std::variant<AttentionCall, EmbeddingCall, LinearCall, RmsNormCall, RopeCall, SiluMulCall>;
+using Call = std::variant<AttentionCall, EmbeddingCall, LinearCall, LogprobsCall, RmsNormCall,
+                          RopeCall, SampleCall, SiluMulCall>;
 
 // What the rows of a call are, and so how many a step has of them.
 enum class Rows { tokens, logits };

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qwell.kernels.checks import check_tensor
+from qwell.kernels.checks import check_logits
 from qwell.kernels.errors import KernelError
 from qwell.kernels.ops import MAX_TOP_LOGPROBS
 from qwell.kernels.triton.configs.logprobs import settings
@@ -127,13 +127,7 @@ def logprobs(logits: Tensor, ids: Tensor, top: int) -> tuple[Tensor, Tensor, Ten
 
 def _check(logits: Tensor, ids: Tensor, top: int) -> tuple[int, int]:
     """Check the arguments and return (S, V)."""
-    if logits.dim() != 2 or logits.shape[1] == 0 or logits.dtype != torch.float32:
-        raise KernelError(
-            "logprobs: logits must be torch.float32 of shape [S, V >= 1], "
-            f"got {logits.dtype} of {tuple(logits.shape)}"
-        )
-    rows, vocabulary = logits.shape
-    check_tensor("logprobs", "logits", logits, logits, (rows, vocabulary))
+    rows, vocabulary = check_logits("logprobs", logits)
     if ids.shape != (rows,):
         raise KernelError(f"logprobs: ids must have shape ({rows},), got {tuple(ids.shape)}")
     most = min(vocabulary, MAX_TOP_LOGPROBS)

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qwell.kernels.checks import check_tensor
+from qwell.kernels.checks import check_logits
 from qwell.kernels.errors import KernelError
 from qwell.kernels.triton.configs.sample import settings
 from qwell.kernels.triton.launch import arch_of
@@ -269,13 +269,7 @@ def sample(
 
 def _check(logits: Tensor, parameters: Mapping[str, Tensor]) -> tuple[int, int]:
     """Check what a kernel would read wrongly and return (S, V)."""
-    if logits.dim() != 2 or logits.shape[1] == 0 or logits.dtype != torch.float32:
-        raise KernelError(
-            "sample: logits must be torch.float32 of shape [S, V >= 1], "
-            f"got {logits.dtype} of {tuple(logits.shape)}"
-        )
-    rows, vocabulary = logits.shape
-    check_tensor("sample", "logits", logits, logits, (rows, vocabulary))
+    rows, vocabulary = check_logits("sample", logits)
     for name, values in parameters.items():
         if values.shape != (rows,):
             raise KernelError(

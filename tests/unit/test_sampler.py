@@ -24,7 +24,7 @@ LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, 1.0])
 def draws(count: int, prompt: tuple[int, ...] = (4,), **settings: Any) -> list[int]:
     params = SamplingParams(**settings)
     sequences = [Sequence(str(i), list(prompt), len(prompt), params, seed=i) for i in range(count)]
-    return sample_next(OPS, LOGITS.expand(count, -1), sequences).tolist()
+    return sample_next(OPS, LOGITS.repeat(count, 1), sequences).tolist()
 
 
 def test_frequencies_are_the_softmax_of_the_logits() -> None:

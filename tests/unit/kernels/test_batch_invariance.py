@@ -40,7 +40,10 @@ def test_sequences_in_rope_and_attention(dtype: torch.dtype, window: int | None)
     numbers = torch.randperm(sum(blocks)).int()
     for row, own in zip(table, numbers.split(blocks), strict=True):
         row[: len(own)] = own
-    caches = [torch.randn(sum(blocks), KV_HEADS, BLOCK, HEAD_DIM).to(dtype) for _ in "kv"]
+    caches = [
+        torch.randn(sum(blocks), KV_HEADS, HEAD_DIM, BLOCK).to(dtype).mT,
+        torch.randn(sum(blocks), KV_HEADS, BLOCK, HEAD_DIM).to(dtype),
+    ]
     angles = torch.randn(64, HEAD_DIM)
     qkv = torch.randn(sum(COUNTS), (HEADS + 2 * KV_HEADS) * HEAD_DIM).to(dtype)
 

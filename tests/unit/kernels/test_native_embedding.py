@@ -166,6 +166,7 @@ IDS = _ids(0, 0, 0)
         (IDS, torch.zeros(8, 2).int(), r"table must have .* got \(8, 2\) of torch.int32"),
         (IDS, torch.zeros(2, 8).T, "table must be contiguous"),
         (IDS, torch.zeros(8, 2).to("meta"), "table must be on the CPU, got meta"),
+        (IDS, quantize_int8(torch.zeros(2, 32)), "table must be packed or a tensor, got IntWeight"),
         (IDS.long(), torch.zeros(8, 2), r"ids must be contiguous int32 \[T\], got torch.int64"),
         (IDS[::2], torch.zeros(8, 2), r"ids must be contiguous int32 \[T\]"),
         (IDS[None], torch.zeros(8, 2), r"ids must be contiguous int32 \[T\]"),

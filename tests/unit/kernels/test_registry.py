@@ -20,7 +20,7 @@ MODEL_DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 @pytest.mark.parametrize(
     ("device", "chosen"),
     [
-        ("cpu", {"rms_norm": "native", "sample": "reference"}),
+        ("cpu", {"rms_norm": "native", "sample": "native"}),
         ("cuda", dict.fromkeys(OP_NAMES, "triton")),
         ("meta", {"rms_norm": "reference", "sample": "reference"}),
     ],
@@ -29,6 +29,13 @@ def test_choice_follows_the_device(device, chosen, dtype):
     families = describe(build_ops(torch.device(device), dtype))
     assert families.keys() == set(OP_NAMES)
     assert {op: families[op] for op in chosen} == chosen
+
+
+def test_native_attention_is_for_float32_activations():
+    for dtype in MODEL_DTYPES:
+        families = describe(build_ops(torch.device("cpu"), dtype))
+        expected = "native" if dtype == torch.float32 else "reference"
+        assert families["rope"] == families["attention"] == expected
 
 
 def test_chosen_ops_compute():

@@ -1,4 +1,4 @@
-"""sample: cases computed by hand, and the distribution that it draws from."""
+"""sample in torch and in C++: cases computed by hand, and the distribution that they draw from."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from qwell.kernels.reference.sample import sample
+from qwell.kernels.native.runner import ISAS, Runner
+from qwell.kernels.native.sample import bind
+from qwell.kernels.reference.sample import sample as reference
+
+SAMPLES = {"reference": reference} | {isa: bind(Runner(threads=2, isa=isa)) for isa in ISAS}
+
+each = pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
 
 
 @dataclass(frozen=True)
@@ -25,13 +31,13 @@ class Row:
     seen: list[int] = field(default_factory=list)
 
 
-def draw(rows: list[Row]) -> list[int]:
-    def column(name, dtype=torch.float32):
+def draw(sample, rows: list[Row]) -> list[int]:
+    def column(name, dtype=torch.float64):
         return torch.tensor([getattr(row, name) for row in rows], dtype=dtype)
 
     seen = [torch.tensor(row.seen, dtype=torch.int32) for row in rows]
     ids = sample(
-        column("logits"),
+        column("logits", torch.float32),
         column("temperature"),
         column("top_k", torch.int32),
         column("top_p"),
@@ -109,17 +115,20 @@ CASES = {
 }
 
 
+@each
 @pytest.mark.parametrize(("row", "expected"), CASES.values(), ids=CASES)
-def test_case_computed_by_hand(row, expected):
-    assert draw([row]) == [expected]
+def test_case_computed_by_hand(sample, row, expected):
+    assert draw(sample, [row]) == [expected]
 
 
-def test_rows_do_not_influence_each_other():
+@each
+def test_rows_do_not_influence_each_other(sample):
     cases = [(row, expected) for row, expected in CASES.values() if len(row.logits) == 4]
     assert len(cases) > 10
-    assert draw([row for row, _ in cases]) == [expected for _, expected in cases]
+    assert draw(sample, [row for row, _ in cases]) == [expected for _, expected in cases]
 
 
+@each
 @pytest.mark.parametrize(
     ("settings", "probabilities"),
     [
@@ -130,9 +139,9 @@ def test_rows_do_not_influence_each_other():
         ({"min_p": 0.3}, [4 / 9, 3 / 9, 2 / 9, 0]),
     ],
 )
-def test_draws_follow_the_distribution(settings, probabilities):
+def test_draws_follow_the_distribution(sample, settings, probabilities):
     """Evenly spaced uniforms hit an id of probability p n p times, give or take one."""
     n = 500
-    ids = draw([Row(FOUR, uniform=(i + 0.5) / n, **settings) for i in range(n)])
+    ids = draw(sample, [Row(FOUR, uniform=(i + 0.5) / n, **settings) for i in range(n)])
     for token, probability in enumerate(probabilities):
         assert abs(ids.count(token) - n * probability) <= 1

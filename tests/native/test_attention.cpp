@@ -1,0 +1,289 @@
+// rope, and attention over the cache that it wrote, on every instruction set of this machine
+// against their definitions in double precision. Buffers end where their data does.
+// Prints the first failures and ends with "N passed, N failed"; the exit status tells as well.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "attention.h"
+#include "number_format.h"
+#include "rope.h"
+
+namespace {
+
+constexpr float kEps = 1e-6F;
+constexpr std::int64_t kPositions = 700;
+
+int passed = 0;
+int failed = 0;
+
+void expect(bool holds, const std::string& what) {
+  if (holds) {
+    ++passed;
+  } else if (++failed <= 20) {
+    std::printf("FAILED %s\n", what.c_str());
+  }
+}
+
+struct Shape {
+  std::int64_t num_heads;
+  std::int64_t num_kv_heads;
+  std::int64_t head_dim;
+  std::int64_t window;
+
+  std::int64_t group() const { return num_heads / num_kv_heads; }
+  std::int64_t features() const { return (num_heads + 2 * num_kv_heads) * head_dim; }
+};
+
+// One sequence, whose blocks lie in descending order behind one that is not its own.
+struct Case {
+  Case(const NumberFormat& of, const Shape& shape, std::int64_t tokens, std::mt19937& random)
+      : format(of), shape(shape), tokens(tokens) {
+    std::normal_distribution<float> normal;
+    const auto draw = [&](std::vector<float>& values, std::int64_t size) {
+      values.resize(static_cast<std::size_t>(size));
+      for (float& value : values) value = normal(random);
+    };
+    draw(qkv, tokens * shape.features());
+    draw(norm, shape.head_dim);
+    draw(cos_sin, kPositions * shape.head_dim);
+    const std::int64_t blocks = (tokens + qwell::kBlockTokens - 1) / qwell::kBlockTokens;
+    for (std::int64_t b = 0; b < blocks; ++b) {
+      table.push_back(static_cast<std::int32_t>(blocks - b));
+    }
+    for (std::int32_t token = 0; token < tokens; ++token) {
+      positions.push_back(token);
+      slots.push_back(table[static_cast<std::size_t>(token / qwell::kBlockTokens)] *
+                          static_cast<std::int32_t>(qwell::kBlockTokens) +
+                      token % static_cast<std::int32_t>(qwell::kBlockTokens));
+    }
+    cache_size = (blocks + 1) * shape.num_kv_heads * qwell::kBlockTokens * shape.head_dim;
+  }
+
+  std::string name(qwell::Isa isa) const {
+    return std::string(qwell::isa_name(isa)) + " " + format.name + " heads " +
+           std::to_string(shape.num_heads) + "/" + std::to_string(shape.num_kv_heads) + " of " +
+           std::to_string(shape.head_dim) + ", " + std::to_string(tokens) + " tokens, window " +
+           std::to_string(shape.window);
+  }
+
+  // Place in the cache of feature d of a token: of its key, or of its value.
+  std::int64_t place(bool key, std::int64_t token, std::int64_t head, std::int64_t d) const {
+    const std::int64_t slot = slots[static_cast<std::size_t>(token)];
+    const std::int64_t block = slot / qwell::kBlockTokens * shape.num_kv_heads + head;
+    const std::int64_t offset = slot % qwell::kBlockTokens;
+    const std::int64_t inside =
+        key ? d * qwell::kBlockTokens + offset : offset * shape.head_dim + d;
+    return block * qwell::kBlockTokens * shape.head_dim + inside;
+  }
+
+  NumberFormat format;
+  Shape shape;
+  std::int64_t tokens;
+  std::vector<float> qkv, norm, cos_sin;
+  std::vector<std::int32_t> table, positions, slots;
+  std::int64_t cache_size;
+};
+
+struct Result {
+  std::vector<float> q, out;
+  std::vector<std::uint8_t> k_cache, v_cache;
+
+  double cached(const Case& c, bool key, std::int64_t token, std::int64_t head,
+                std::int64_t d) const {
+    std::uint32_t bits = 0;  // little-endian, as are all processors that qwell runs on
+    std::memcpy(&bits,
+                (key ? k_cache : v_cache).data() + c.place(key, token, head, d) * c.format.bytes,
+                static_cast<std::size_t>(c.format.bytes));
+    return c.format.decode(bits);
+  }
+};
+
+// The last `queries` tokens attend, in a step with room for more sequences.
+void attend(const Case& c, qwell::Isa isa, qwell::Pool& pool, std::int64_t queries,
+            const Result& from, float* out) {
+  const std::int64_t width = c.shape.num_heads * c.shape.head_dim;
+  const auto rows = static_cast<std::int32_t>(queries);
+  const std::int32_t starts[] = {0, rows, rows};
+  const std::int32_t lengths[] = {static_cast<std::int32_t>(c.tokens), 0};
+  qwell::attention(isa, pool,
+                   {.q = from.q.data() + (c.tokens - queries) * width,
+                    .k_cache = from.k_cache.data(),
+                    .v_cache = from.v_cache.data(),
+                    .block_table = c.table.data(),
+                    .cu_seqlens_q = starts,
+                    .seq_lens = lengths,
+                    .out = out,
+                    .rows = queries,
+                    .max_seqs = 2,
+                    .table_stride = static_cast<std::int64_t>(c.table.size()),
+                    .num_heads = c.shape.num_heads,
+                    .num_kv_heads = c.shape.num_kv_heads,
+                    .head_dim = c.shape.head_dim,
+                    .window = c.shape.window,
+                    .scale = 1 / std::sqrt(static_cast<float>(c.shape.head_dim)),
+                    .cache_dtype = c.format.dtype});
+}
+
+Result run(const Case& c, qwell::Isa isa, qwell::Pool& pool) {
+  const auto width = static_cast<std::size_t>(c.tokens * c.shape.num_heads * c.shape.head_dim);
+  // Bytes of ones are NaN in every format.
+  const std::vector<std::uint8_t> cache(static_cast<std::size_t>(c.cache_size * c.format.bytes),
+                                        0xFF);
+  Result result{std::vector<float>(width, NAN), std::vector<float>(width, NAN), cache, cache};
+  qwell::rope(isa, pool,
+              {.qkv = c.qkv.data(),
+               .positions = c.positions.data(),
+               .cos_sin = c.cos_sin.data(),
+               .q_norm = c.norm.data(),
+               .k_norm = c.norm.data(),
+               .slot_mapping = c.slots.data(),
+               .k_cache = result.k_cache.data(),
+               .v_cache = result.v_cache.data(),
+               .q = result.q.data(),
+               .rows = c.tokens,
+               .num_heads = c.shape.num_heads,
+               .num_kv_heads = c.shape.num_kv_heads,
+               .head_dim = c.shape.head_dim,
+               .eps = kEps,
+               .cache_dtype = c.format.dtype});
+  attend(c, isa, pool, c.tokens, result, result.out.data());
+  return result;
+}
+
+// Head `head` of qkv normed and rotated, feature d.
+double rotated(const Case& c, std::int64_t token, std::int64_t head, std::int64_t d) {
+  const std::int64_t half = c.shape.head_dim / 2;
+  const float* x = c.qkv.data() + token * c.shape.features() + head * c.shape.head_dim;
+  const float* cos = c.cos_sin.data() + token * c.shape.head_dim;
+  double squares = 0;
+  for (std::int64_t i = 0; i < c.shape.head_dim; ++i) squares += double{x[i]} * x[i];
+  const double scale = 1 / std::sqrt(squares / static_cast<double>(c.shape.head_dim) + kEps);
+  const auto normed = [&](std::int64_t i) {
+    return x[i] * scale * c.norm[static_cast<std::size_t>(i)];
+  };
+  const std::int64_t j = d % half;
+  return d < half ? normed(j) * cos[j] - normed(half + j) * cos[half + j]
+                  : normed(half + j) * cos[j] + normed(j) * cos[half + j];
+}
+
+// Products of normal numbers stay far below this.
+constexpr double kLargest = 100;
+
+void check_rope(const Case& c, qwell::Isa isa, const Result& result) {
+  const double error = static_cast<double>(c.shape.head_dim + 32) * 0x1p-24 * kLargest;
+  std::int64_t wrong = 0;
+  for (std::int64_t token = 0; token < c.tokens; ++token) {
+    for (std::int64_t d = 0; d < c.shape.head_dim; ++d) {
+      for (std::int64_t h = 0; h < c.shape.num_heads; ++h) {
+        const std::int64_t at = (token * c.shape.num_heads + h) * c.shape.head_dim + d;
+        const double q = result.q[static_cast<std::size_t>(at)];
+        wrong += !(std::abs(q - rotated(c, token, h, d)) <= error);
+      }
+      for (std::int64_t h = 0; h < c.shape.num_kv_heads; ++h) {
+        const double k = rotated(c, token, c.shape.num_heads + h, d);
+        const std::int64_t head = c.shape.num_heads + c.shape.num_kv_heads + h;
+        const double v = c.qkv[static_cast<std::size_t>(token * c.shape.features() +
+                                                        head * c.shape.head_dim + d)];
+        wrong += !(std::abs(result.cached(c, true, token, h, d) - k) <=
+                   error + c.format.epsilon() * std::abs(k));
+        wrong += result.cached(c, false, token, h, d) != c.format.round(v);
+      }
+    }
+  }
+  expect(wrong == 0, c.name(isa) + ": " + std::to_string(wrong) + " elements of rope are wrong");
+}
+
+void check_attention(const Case& c, qwell::Isa isa, const Result& result) {
+  const double scale = 1 / std::sqrt(static_cast<double>(c.shape.head_dim));
+  const auto head_dim = static_cast<std::size_t>(c.shape.head_dim);
+  std::int64_t wrong = 0;
+  for (std::int64_t token = 0; token < c.tokens; ++token) {
+    for (std::int64_t h = 0; h < c.shape.num_heads; ++h) {
+      const std::int64_t first =
+          c.shape.window > 0 ? std::max<std::int64_t>(token - c.shape.window + 1, 0) : 0;
+      const std::int64_t row = (token * c.shape.num_heads + h) * c.shape.head_dim;
+      std::vector<double> scores;
+      double largest_size = 0;
+      for (std::int64_t key = first; key <= token; ++key) {
+        double score = 0;
+        double size = 0;
+        for (std::int64_t d = 0; d < c.shape.head_dim; ++d) {
+          const double product = scale * result.q[static_cast<std::size_t>(row + d)] *
+                                 result.cached(c, true, key, h / c.shape.group(), d);
+          score += product;
+          size += std::abs(product);
+        }
+        scores.push_back(score);
+        largest_size = std::max(largest_size, size);
+      }
+      const double most = *std::max_element(scores.begin(), scores.end());
+      std::vector<double> mixed(head_dim, 0.0);
+      double total = 0;
+      double largest_value = 0;
+      for (std::int64_t key = first; key <= token; ++key) {
+        const double weight = std::exp(scores[static_cast<std::size_t>(key - first)] - most);
+        total += weight;
+        for (std::size_t d = 0; d < head_dim; ++d) {
+          const double value =
+              result.cached(c, false, key, h / c.shape.group(), static_cast<std::int64_t>(d));
+          mixed[d] += weight * value;
+          largest_value = std::max(largest_value, std::abs(value));
+        }
+      }
+      // Roundings of a score, of exp at each of its uses, and of sums over keys; twice, in the sum
+      // and in the total.
+      const double keys = static_cast<double>(token - first + 1);
+      const double roundings = 2 * ((static_cast<double>(c.shape.head_dim) + 2) * largest_size +
+                                    keys + 4 * (keys / 64 + keys / 512 + 4));
+      const double error = roundings * 0x1p-24 * largest_value;
+      for (std::size_t d = 0; d < head_dim; ++d) {
+        const double out = result.out[static_cast<std::size_t>(row) + d];
+        wrong += !(std::abs(out - mixed[d] / total) <= error);
+      }
+    }
+  }
+  expect(wrong == 0, c.name(isa) + ": " + std::to_string(wrong) + " elements are wrong");
+}
+
+void check_case(const Case& c) {
+  static qwell::Pool alone(1);
+  static qwell::Pool pool(3);
+  const std::int64_t width = c.shape.num_heads * c.shape.head_dim;
+  for (const qwell::Isa isa : qwell::runnable_isas()) {
+    const Result result = run(c, isa, pool);
+    check_rope(c, isa, result);
+    check_attention(c, isa, result);
+    for (const std::int64_t queries : {std::int64_t{1}, std::min<std::int64_t>(c.tokens, 5)}) {
+      std::vector<float> out(static_cast<std::size_t>(queries * width), NAN);
+      attend(c, isa, alone, queries, result, out.data());
+      const float* whole = result.out.data() + (c.tokens - queries) * width;
+      expect(std::memcmp(out.data(), whole, out.size() * sizeof(float)) == 0,
+             c.name(isa) + ": the bits of the last queries depend on others");
+    }
+  }
+}
+
+}  // namespace
+
+int main() {
+  std::mt19937 random(20240607);
+  const Shape shapes[] = {{1, 1, 8, 0},  {4, 2, 40, 0},    {7, 1, 16, 33}, {8, 1, 64, 0},
+                          {9, 1, 6, 70}, {12, 2, 80, 100}, {2, 2, 128, 0}};
+  for (const NumberFormat& format : formats) {
+    for (const Shape& shape : shapes) {
+      for (const std::int64_t tokens : {1, 17, 64, 90}) {
+        check_case(Case(format, shape, tokens, random));
+      }
+    }
+    check_case(Case(format, {2, 1, 16, 0}, 600, random));
+    check_case(Case(format, {2, 1, 16, 520}, 600, random));
+  }
+  std::printf("%d passed, %d failed\n", passed, failed);
+  return failed == 0 ? 0 : 1;
+}
