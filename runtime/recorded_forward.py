@@ -82,16 +82,15 @@ class RecordedForward:
         """Logits [R, V] of a batch that `serves` accepts; valid until the next run."""
         tokens, rows = len(batch.input_ids), len(batch.logit_rows)
         seqs, blocks = batch.block_table.shape
-        # Entries beyond are of older steps: no op looks at more rows than it is told.
+        # Entries beyond are of older steps. No op looks at more rows than it is told, and attention
+        # at no sequences after those whose rows, in cu_seqlens_q, come to the number of tokens.
         self._input_ids[:tokens] = batch.input_ids.numpy()
         self._positions[:tokens] = batch.positions.numpy()
         self._slot_mapping[:tokens] = batch.slot_mapping.numpy()
         self._block_table[:seqs, :blocks] = batch.block_table.numpy()
         self._seq_lens[:seqs] = batch.seq_lens.numpy()
         self._logit_rows[:rows] = batch.logit_rows.numpy()
-        # How many sequences there are, attention sees where the first rows reach the last.
         self._cu_seqlens_q[: seqs + 1] = batch.cu_seqlens_q.numpy()
-        self._cu_seqlens_q[seqs + 1 :] = tokens
         return self._replay(tokens, rows)
 
 

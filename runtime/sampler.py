@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +11,8 @@ from qwell.kernels.ops import Ops
 from qwell.runtime.sampled_ids import IdColumn, SampledIds
 from qwell.runtime.scheduler import Sequence
 from qwell.runtime.transfer import to_device
+
+_MASK = 2**64 - 1
 
 
 def sample_next(
@@ -68,8 +69,14 @@ def sample_next(
 def uniform(seed: int, step: int) -> float:
     """The number in [0, 1) that draws generated token `step` of a sequence with this seed.
 
-    Counter-based (Philox, Salmon et al. 2011): there is no state to lose when a sequence is
-    preempted or runs in another batch.
+    Counter-based (Philox4x64-10, Salmon et al. 2011): there is no state to lose when a sequence
+    is preempted or runs in another batch. It is the first number of numpy's
+    Philox(key=seed, counter=[0, 0, 0, step]), which takes 150 us to set up in a decode step.
     """
-    bits = np.random.Philox(key=seed % 2**64, counter=[0, 0, 0, step])
-    return float(np.random.Generator(bits).random())
+    c0, c1, c2, c3 = 1, 0, 0, step
+    k0, k1 = seed & _MASK, 0
+    for _ in range(10):
+        p0, p1 = c0 * 0xD2E7470EE14C6C93, c2 * 0xCA5A826395121157
+        c0, c1, c2, c3 = (p1 >> 64) ^ c1 ^ k0, p1 & _MASK, (p0 >> 64) ^ c3 ^ k1, p0 & _MASK
+        k0, k1 = (k0 + 0x9E3779B97F4A7C15) & _MASK, (k1 + 0xBB67AE8584CAA73B) & _MASK
+    return (c0 >> 11) * 2.0**-53

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 # Triton compiles a kernel again for pointers that are not multiples of 16 bytes.
 ALIGNMENT_BYTES = 16
 
+# numpy reads a list in a fraction of the time that torch takes.
+_NUMPY = {torch.int32: np.int32, torch.float64: np.float64}
+
 
 def to_device(
     lists: Sequence[Sequence[float]], dtype: torch.dtype, device: torch.device
 ) -> list[Tensor]:
-    """One tensor for each list, aligned views of a single buffer on `device`.
+    """One tensor for each list, aligned views of a single buffer on `device`: int32 or float64.
 
     A copy to a GPU costs some ten microseconds whatever its size, and from pageable memory it
     also waits for the device: so the lists travel together, from pinned memory. It is new for
@@ -28,7 +32,7 @@ def to_device(
         starts.append(len(values))
         values += column
         values += [0] * (-len(values) % step)
-    flat = torch.tensor(values, dtype=dtype)
+    flat = torch.from_numpy(np.array(values, dtype=_NUMPY[dtype]))
     if device.type == "cuda":
         flat = flat.pin_memory().to(device, non_blocking=True)
     return [flat[start : start + len(column)] for start, column in zip(starts, lists, strict=True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -89,6 +90,8 @@ def test_the_draw_is_a_function_of_seed_and_step(seed: int, step: int) -> None:
     assert 0.0 <= uniform(seed, step) < 1.0
     assert uniform(seed, step) == uniform(seed, step)
     assert uniform(seed, step) != uniform(seed, step + 1)
+    bits = np.random.Philox(key=seed % 2**64, counter=[0, 0, 0, step])
+    assert uniform(seed, step) == np.random.Generator(bits).random()
 
 
 @pytest.mark.parametrize(
