@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from qwell.kernels.native.packed import PackedWeight
 from qwell.kernels.weights import Weight
 from qwell.runtime.kv_cache import BLOCK_SIZE
 from qwell.runtime.loader import LoadedModel
@@ -100,9 +101,11 @@ class Work:
         return ceilings.floor(demand.bytes_moved, demand.flops)
 
 
-def weight_bytes(weight: Weight) -> int:
+def weight_bytes(weight: Weight | PackedWeight) -> int:
     """What reading a linear weight moves."""
     if isinstance(weight, Tensor):
         return weight.nbytes
+    if isinstance(weight, PackedWeight):
+        return weight.data.nbytes
     parts = (weight.words, weight.scales, getattr(weight, "zeros", None))
     return sum(part.nbytes for part in parts if part is not None)

@@ -9,6 +9,7 @@ import msgspec
 
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "bfloat16", "float16", "float32"]
+Weights = Literal["auto", "bf16", "f16", "f32", "int8", "int4"]
 
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -19,6 +20,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
         device: "auto" takes a GPU when there is one.
         dtype: dtype of weights, activations and cache. "auto" is the checkpoint's own, but
             float32 on CPUs that lack instructions for it.
+        weights: format of the weights on a CPU; "auto" is the checkpoint's own.
+        threads: that compute on a CPU; None is one for each core that this process may use.
         max_model_len: most tokens of one sequence, prompt and completion together; None is
             what the checkpoint was trained for, as far as the cache holds it.
         kv_cache_tokens: size of the KV cache pool in tokens; None sizes it from memory.
@@ -37,6 +40,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     device: Device = "auto"
     dtype: DType = "auto"
+    weights: Weights = "auto"
+    threads: int | None = None
     max_model_len: int | None = None
     kv_cache_tokens: int | None = None
     gpu_memory_utilization: float = 0.9

@@ -14,3 +14,10 @@ def wait_passively() -> None:
     A setting of the user's own is left alone.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: its affinity, where the system knows one."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

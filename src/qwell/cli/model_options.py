@@ -5,18 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import Any, get_args
 
-from qwell.runtime.engine_options import Device, DType, EngineOptions
+from qwell.runtime.engine_options import Device, DType, EngineOptions, Weights
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """--model and everything about the engine."""
-    add_once(
-        parser,
-        "--model",
-        "-c",
-        "--checkpoint-path",
-        help="folder of a checkpoint, or a Hugging Face id (default: a small demo model)",
-    )
+    add_model(parser)
     parser.add_argument(
         "--device",
         choices=get_args(Device),
@@ -54,6 +48,28 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="run every step op by op instead of replaying captured ones (GPUs)",
     )
+    add_kernel(parser)
+    parser.add_argument(
+        "--batch-invariant",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="same bits for a token in every batch; GPUs may be faster without (default: on)",
+    )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """--model alone."""
+    add_once(
+        parser,
+        "--model",
+        "-c",
+        "--checkpoint-path",
+        help="folder of a checkpoint, or a Hugging Face id (default: a small demo model)",
+    )
+
+
+def add_kernel(parser: argparse.ArgumentParser) -> None:
+    """--kernel alone."""
     parser.add_argument(
         "--kernel",
         metavar="OP=FAMILY",
@@ -61,12 +77,6 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         help="serve an op by another family: reference, native, triton; may be repeated",
-    )
-    parser.add_argument(
-        "--batch-invariant",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="same bits for a token in every batch; GPUs may be faster without (default: on)",
     )
 
 
@@ -121,6 +131,19 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
     return value
+
+
+def weight_formats(text: str) -> tuple[Weights, ...]:
+    """An option's formats of weights between commas, each once."""
+    formats: list[Weights] = []
+    for part in text.split(","):
+        known = next((name for name in get_args(Weights) if name == part), None)
+        if known is None or known in formats:
+            raise argparse.ArgumentTypeError(
+                f"must be some of {', '.join(get_args(Weights))}, each once, got {text!r}"
+            )
+        formats.append(known)
+    return tuple(formats)
 
 
 def _share(text: str) -> float:
