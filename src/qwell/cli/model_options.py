@@ -80,6 +80,16 @@ def add_kernel(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """--threads alone."""
+    parser.add_argument(
+        "--threads",
+        metavar="N",
+        type=positive,
+        help="threads that compute on a CPU (default: one for each core of this process)",
+    )
+
+
 def settle_device(arguments: argparse.Namespace) -> None:
     """Make --cpu-only what it stands for."""
     if arguments.cpu_only and arguments.device == "cuda":

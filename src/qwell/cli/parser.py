@@ -14,6 +14,7 @@ from qwell.cli.model_options import (
     add_model,
     add_model_options,
     add_once,
+    add_threads,
     positive,
     settle_device,
     weight_formats,
@@ -24,6 +25,7 @@ from qwell.runtime.errors import RequestError
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8000
+MIN_WINDOW = 3  # one position is compared
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -33,7 +35,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=f"qwell {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_serve, _add_generate, _add_chat, _add_demo_model, _add_bench):
+    for add in (_add_serve, _add_generate, _add_chat, _add_demo_model, _add_quality, _add_bench):
         add(commands)
     arguments = parser.parse_args(argv)
     if "device" in arguments:
@@ -72,6 +74,12 @@ def _demo_model(_: argparse.Namespace) -> int:
 
     print(demo_model_dir())
     return 0
+
+
+def _quality(arguments: argparse.Namespace) -> int:
+    from qwell.cli.quality import run
+
+    return run(arguments)
 
 
 def _bench_kernels(arguments: argparse.Namespace) -> int:
@@ -156,6 +164,37 @@ def _add_demo_model(commands: Any) -> None:
     )
 
 
+def _add_quality(commands: Any) -> None:
+    parser = _add_command(
+        commands, "quality", _quality, "say what formats of the weights do to a model's predictions"
+    )
+    add_model(parser)
+    parser.add_argument(
+        "--reference-weights",
+        choices=get_args(Weights),
+        default="auto",
+        help="format to compare with (default: auto, the checkpoint's own)",
+    )
+    parser.add_argument(
+        "--weights",
+        metavar="FORMAT,...",
+        type=weight_formats,
+        required=True,
+        help=f"formats to judge, of {', '.join(get_args(Weights))}",
+    )
+    parser.add_argument("--text", metavar="FILE", required=True, help="text to predict, UTF-8")
+    parser.add_argument(
+        "--window",
+        metavar="N",
+        type=_window,
+        default=512,
+        help="tokens that are predicted together; those of the first half are only context "
+        "(default: 512)",
+    )
+    add_threads(parser)
+    parser.add_argument("--json", metavar="FILE", help="write the figures to this file as well")
+
+
 def _add_bench(commands: Any) -> None:
     summary = "measure what qwell runs on"
     bench = commands.add_parser(
@@ -233,9 +272,7 @@ def _add_bench_model(subjects: Any) -> None:
         default=(1,),
         help="sequences that decode at once (default: 1)",
     )
-    parser.add_argument(
-        "--threads", metavar="N", type=positive, help="default: the cores of this process"
-    )
+    add_threads(parser)
     parser.add_argument(
         "--runs", metavar="N", type=positive, default=5, help="of each measurement (default: 5)"
     )
@@ -276,6 +313,13 @@ def _whole(text: str) -> int:
     value = int(text) if text.isascii() and text.isdigit() else -1
     if value < 0:
         raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}")
+    return value
+
+
+def _window(text: str) -> int:
+    value = _whole(text)
+    if value < MIN_WINDOW:
+        raise argparse.ArgumentTypeError(f"must be at least {MIN_WINDOW}, got {text!r}")
     return value
 
 
