@@ -32,7 +32,8 @@ def measure(
     """One process a format of weights, one after the other.
 
     Args:
-        options: of the engines; the format of the weights and the sizes follow from the rest.
+        options: of the engines, on the CPU; the format of the weights and the sizes follow from the
+            rest.
         weights: formats.
         cases: at least one.
         runs: of each case; each is followed by one of the peer and comes after a look at the
@@ -47,7 +48,6 @@ def measure(
     longest = max(_LEAST_LENGTH, *(case.length for case in cases))
     sized = msgspec.structs.replace(
         options,
-        device="cpu",
         max_model_len=longest,
         kv_cache_tokens=max(longest, *(case.cache_tokens for case in cases)),
     )

@@ -27,9 +27,11 @@ def run_model(arguments: argparse.Namespace) -> int:
     threads = arguments.threads or usable_cores()
     peer = None
     if arguments.compare is not None:
-        peer = Peer(*arguments.compare, threads, arguments.compare_args)
+        program, gguf = arguments.compare
+        peer = Peer(program, gguf, threads, arguments.compare_args)
     options = EngineOptions(
         model=str(resolve_model(arguments.model)),
+        device="cpu",
         threads=threads,
         eager=arguments.eager,
         kernels=dict(arguments.kernel),
