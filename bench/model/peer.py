@@ -99,7 +99,8 @@ class Peer:
 def _batched_arguments(case: Case) -> list[str]:
     # A sequence without a prompt has nothing to decode from.
     depth = max(case.depth, 1)
-    cells = case.batch * (depth + case.tokens)
+    # Its warm-up is 16 tokens, and takes the process down where they do not fit.
+    cells = max(256, case.batch * (depth + case.tokens))
     lengths = ["-npp", str(depth), "-ntg", str(case.tokens), "-npl", str(case.batch)]
     return ["-c", str(cells), *lengths, "--output-format", "jsonl"]
 

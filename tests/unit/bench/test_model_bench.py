@@ -253,7 +253,7 @@ def test_several_sequences_are_decoded_by_the_program_beside_it(tmp_path: Path) 
     common = shlex.split(f"-m {single.gguf} -t 2 -fa 0")
     assert batched.calls == [
         [*common, *f"-c {cells} -npp {depth} -ntg 4 -npl 8 --output-format jsonl".split()]
-        for cells, depth in ((40, 1), (288, 32))
+        for cells, depth in ((256, 1), (288, 32))
     ]
     assert single.calls == []
 
