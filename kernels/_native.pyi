@@ -25,6 +25,69 @@ class Pool:
     @property
     def threads(self) -> int: ...
 
+class WeightFormat(enum.Enum):
+    f32 = 0
+    bf16 = 1
+    f16 = 2
+    int8 = 3
+    int4 = 4
+
+class AttentionCall:
+    def __init__(
+        self,
+        *,
+        cache_dtype: DType,
+        q: int,
+        k_cache: int,
+        v_cache: int,
+        block_table: int,
+        cu_seqlens_q: int,
+        seq_lens: int,
+        out: int,
+        rows: int,
+        max_seqs: int,
+        table_stride: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        window: int,
+        scale: float,
+    ) -> None: ...
+
+class EmbeddingCall:
+    def __init__(
+        self,
+        *,
+        ids: int,
+        table: int,
+        y: int,
+        rows: int,
+        width: int,
+        format: WeightFormat,
+        packed: bool,
+    ) -> None: ...
+
+class RopeCall:
+    def __init__(
+        self,
+        *,
+        cache_dtype: DType,
+        qkv: int,
+        positions: int,
+        cos_sin: int,
+        q_norm: int,
+        k_norm: int,
+        slot_mapping: int,
+        k_cache: int,
+        v_cache: int,
+        q: int,
+        rows: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        eps: float,
+    ) -> None: ...
+
 class RmsNormCall:
     def __init__(
         self,
@@ -40,8 +103,11 @@ class RmsNormCall:
         eps: float,
     ) -> None: ...
 
+class SiluMulCall:
+    def __init__(self, *, gate_up: int, y: int, rows: int, width: int) -> None: ...
+
 # Only in this file: what the overloads of run and append take.
-Call: TypeAlias = RmsNormCall
+Call: TypeAlias = AttentionCall | EmbeddingCall | RmsNormCall | RopeCall | SiluMulCall
 
 class Tape:
     def __init__(self) -> None: ...

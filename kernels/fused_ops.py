@@ -13,6 +13,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from qwell.kernels.weights import Weight
+
 MAX_FUSED_TOKENS = 4
 """Most tokens of a step that fused ops take: beyond, programs would redo too much of the work."""
 
@@ -36,7 +38,7 @@ class Splits:
 
 class NormLinear(Protocol):
     def __call__(
-        self, x: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None = None
+        self, x: Tensor, norm: Tensor, eps: float, weight: Weight, bias: Tensor | None = None
     ) -> Tensor:
         """linear(rms_norm(x, norm, eps), weight, bias): x [T, K], weight [N, K] -> [T, N]."""
 
@@ -67,7 +69,7 @@ class RopeAttention(Protocol):
 
 
 class MergeLinearAdd(Protocol):
-    def __call__(self, splits: Splits, weight: Tensor, residual: Tensor) -> Tensor:
+    def __call__(self, splits: Splits, weight: Weight, residual: Tensor) -> Tensor:
         """residual + linear(merged splits, weight): weight [N, Hq D], residual [S, N] -> [S, N].
 
         A sequence of length 0 has no splits and adds nothing.
@@ -75,18 +77,18 @@ class MergeLinearAdd(Protocol):
 
 
 class NormLinearSiluMul(Protocol):
-    def __call__(self, x: Tensor, norm: Tensor, eps: float, gate_up: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, norm: Tensor, eps: float, gate_up: Weight) -> Tensor:
         """silu_mul(linear(rms_norm(x, norm, eps), gate_up)): gate_up [2 I, K] -> [T, I]."""
 
 
 class LinearAdd(Protocol):
-    def __call__(self, x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, weight: Weight, residual: Tensor) -> Tensor:
         """residual + linear(x, weight): x [T, K], weight [N, K], residual [T, N] -> [T, N]."""
 
 
 @dataclass(frozen=True)
 class FusedOps:
-    """One implementation of every fused op."""
+    """One implementation of every fused op; the ones there are take weights that are tensors."""
 
     norm_linear: NormLinear
     rope_attention: RopeAttention

@@ -4,7 +4,9 @@ Letters: T tokens of all sequences of a step, S sequences, d hidden size, Hq que
 Hkv key/value heads, D head_dim, I MLP width, V vocabulary rows, N and K matrix sides,
 P positions. Activations are [T, features] in the model dtype; indices are int32.
 
-Paged cache, one pair of tensors a layer: k_cache, v_cache [num_blocks, Hkv, block_size, D].
+Paged cache, one pair of tensors a layer: k_cache, v_cache [num_blocks, Hkv, block_size, D], in the
+model dtype on GPUs, on CPUs in any of float32, bfloat16 and float16, rounded when written. There
+k_cache is a view of memory in which the last two dimensions are swapped (kernels/native/paged.py).
 Token t of a step is written to slot_mapping[t] = block * block_size + offset, or nowhere if
 that is -1. A sequence with seq_lens 0 has no keys: its rows are zero. Captured steps are padded
 with such tokens and sequences.
@@ -38,8 +40,13 @@ class Extent:
 
 
 class Embedding(Protocol):
-    def __call__(self, ids: Tensor, table: Tensor) -> Tensor:
-        """Rows of table [V, d] for ids [T] -> [T, d]."""
+    def __call__(self, ids: Tensor, table: Weight) -> Tensor:
+        """Rows of table [V, d] for ids [T] -> [T, d], in the model dtype.
+
+        A table that is not a Tensor means its exact values, as a weight of linear does. An
+        implementation says which formats it reads. Ids are not checked. The rows of logits are
+        gathered by it too: the table may be activations.
+        """
 
 
 class RmsNorm(Protocol):
@@ -161,3 +168,6 @@ class Ops:
 
 
 OP_NAMES = tuple(field.name for field in fields(Ops))
+
+FORWARD_OP_NAMES = tuple(op for op in OP_NAMES if op not in ("sample", "logprobs"))
+"""Those that a model's forward pass consists of."""

@@ -13,7 +13,7 @@ import torch
 from qwell.kernels.checks import MODEL_DTYPES
 from qwell.kernels.errors import KernelError
 from qwell.kernels.fused_ops import FUSED_OP_NAMES, REPLACED_OPS, FusedOps
-from qwell.kernels.ops import OP_NAMES, Ops
+from qwell.kernels.ops import FORWARD_OP_NAMES, OP_NAMES, Ops
 
 if TYPE_CHECKING:
     from qwell.kernels.native.runner import Runner
@@ -45,20 +45,28 @@ class Candidate:
 
 _REFERENCE = Candidate("reference", devices=None)
 _NATIVE = Candidate("native", devices=("cpu",))
+_NATIVE_F32 = Candidate("native", devices=("cpu",), dtypes=(torch.float32,))
 _TRITON = Candidate("triton", devices=("cuda",))
 _BLAS = Candidate("blas", devices=("cuda",), batch_invariant=False)
 
 # The first candidate that serves the device and dtype, and is batch-invariant where that is asked
 # for, is taken.
 _CANDIDATES: dict[str, tuple[Candidate, ...]] = {
-    "embedding": (_TRITON, _REFERENCE),
+    "embedding": (_NATIVE_F32, _TRITON, _REFERENCE),
     "rms_norm": (_NATIVE, _TRITON, _REFERENCE),
     "linear": (_BLAS, _TRITON, _REFERENCE),
-    "rope": (_TRITON, _REFERENCE),
-    "attention": (_TRITON, _REFERENCE),
-    "silu_mul": (_TRITON, _REFERENCE),
+    "rope": (_NATIVE_F32, _TRITON, _REFERENCE),
+    "attention": (_NATIVE_F32, _TRITON, _REFERENCE),
+    "silu_mul": (_NATIVE_F32, _TRITON, _REFERENCE),
     "sample": (_TRITON, _REFERENCE),
     "logprobs": (_TRITON, _REFERENCE),
+}
+
+# Of the ops that meet matrices, the families that take packed ones. The reference linear does, but
+# who asks for it by name is to get torch's product of plain tensors.
+_TAKE_PACKED = {
+    "linear": (_NATIVE.family,),
+    "embedding": (_NATIVE.family, _REFERENCE.family),
 }
 
 
@@ -96,6 +104,18 @@ def build_ops(
     return Ops(**chosen)
 
 
+def takes_packed_weights(
+    device: torch.device, dtype: torch.dtype, overrides: Mapping[str, Any] | None = None
+) -> bool:
+    """Whether build_ops chooses ops for the same arguments that take a PackedWeight."""
+    wanted = overrides or {}
+    return (
+        device.type == "cpu"
+        and dtype == torch.float32
+        and all(wanted.get(op) in (None, *families) for op, families in _TAKE_PACKED.items())
+    )
+
+
 def build_fused_ops(
     device: torch.device, dtype: torch.dtype, overridden: Collection[str] = ()
 ) -> FusedOps | None:
@@ -112,6 +132,12 @@ def build_fused_ops(
 def describe(ops: Ops) -> dict[str, str]:
     """Op name -> family that serves it, or module and name of a callable from elsewhere."""
     return {op: _origin(getattr(ops, op)) for op in OP_NAMES}
+
+
+def is_native(ops: Ops) -> bool:
+    """Whether a forward pass over these ops is native alone, and so can be recorded."""
+    families = describe(ops)
+    return all(families[op] == _NATIVE.family for op in FORWARD_OP_NAMES)
 
 
 def _choose(

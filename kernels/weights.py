@@ -1,9 +1,10 @@
 """Formats of linear weights beside plain tensors, and the layout of their codes.
 
-Four codes make a word, int16 for codes of 4 bits and int32 for 8, and words are [ceil(K / 128), N,
-32]: place j (bits j * bits and up) of word r of tile t holds column 128 t + 32 j + r. The words of
-a tile of rows are consecutive in memory, and the codes in one place of a row's words are 32
-consecutive columns. Columns past K are zero.
+PackedWeight, for CPUs, is native/packed.py's. In the others four codes make a word, int16 for
+codes of 4 bits and int32 for 8, and words are [ceil(K / 128), N, 32]: place j (bits j * bits and
+up) of word r of tile t holds column 128 t + 32 j + r. The words of a tile of rows are consecutive
+in memory, and the codes in one place of a row's words are 32 consecutive columns. Columns past K
+are zero.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qwell.kernels.errors import KernelError
+from qwell.kernels.native.packed import PackedWeight
 
 RUN = 32
 """Consecutive columns in one place of a row's words; groups of columns are multiples of it."""
@@ -130,7 +132,7 @@ class Fp8Weight:
         return codes * scales[:rows, :columns]
 
 
-Weight: TypeAlias = Tensor | IntWeight | Fp8Weight
+Weight: TypeAlias = Tensor | IntWeight | Fp8Weight | PackedWeight
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:

@@ -14,13 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qwell.kernels.registry import is_native
 from qwell.runtime.batch import Batch, build_batch
 from qwell.runtime.decode_graphs import DecodeGraphs, bucket_sizes, cuda_capture
 from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.errors import RequestError
 from qwell.runtime.kv_cache import BLOCK_SIZE, BlockPool, blocks_for
-from qwell.runtime.loader import LoadedModel, dtype_name, load_model
+from qwell.runtime.loader import LoadedModel, load_model
 from qwell.runtime.messages import EngineInfo, FinishReason, TokenOutput
+from qwell.runtime.precision import dtype_name
+from qwell.runtime.recorded_forward import RecordedForward
 from qwell.runtime.sampled_ids import SampledIds
 from qwell.runtime.sampler import sample_next
 from qwell.runtime.sampling_params import SamplingParams
@@ -50,7 +53,7 @@ class Engine:
             max_batch_tokens=options.max_batch_tokens,
             max_num_seqs=options.max_num_seqs,
         )
-        self._graphs = None if options.eager else _capture_decodes(model, options.max_num_seqs)
+        self._captured = None if options.eager else _capture(model, options)
         self._sequences: dict[str, Sequence] = {}
         # Requests for no tokens at all: done, but reported by a step like every other.
         self._done: list[TokenOutput] = []
@@ -82,6 +85,7 @@ class Engine:
             vocab_size=model.config.vocab_size,
             device=str(model.device),
             dtype=dtype_name(model.dtype),
+            weights=model.weights,
         )
 
     @property
@@ -164,8 +168,8 @@ class Engine:
         Valid until the next call. Reads and writes the cache blocks that the batch names, whoever
         holds them: for measurements of an engine that runs no requests.
         """
-        if self._graphs is not None and self._graphs.serves(batch):
-            return self._graphs.run(batch)
+        if self._captured is not None and self._captured.serves(batch):
+            return self._captured.run(batch)
         return self.model.decoder.forward(batch, self.model.cache)
 
     def _launch(self) -> SampledIds | None:
@@ -227,15 +231,24 @@ class Engine:
 
 
 @torch.inference_mode()
-def _capture_decodes(model: LoadedModel, max_num_seqs: int) -> DecodeGraphs | None:
-    """Decode steps to replay, on devices that can capture them."""
-    if model.device.type != "cuda":
+def _capture(model: LoadedModel, options: EngineOptions) -> DecodeGraphs | RecordedForward | None:
+    """Steps to replay: decodes on GPUs; all on CPUs, where the whole forward pass is native."""
+    if model.device.type == "cuda":
+        return DecodeGraphs(
+            model.decoder,
+            model.cache,
+            sizes=bucket_sizes(options.max_num_seqs),
+            max_model_len=model.max_model_len,
+            device=model.device,
+            capture=cuda_capture(),
+        )
+    if model.runner is None or not is_native(model.decoder.ops):
         return None
-    return DecodeGraphs(
+    return RecordedForward(
         model.decoder,
         model.cache,
-        sizes=bucket_sizes(max_num_seqs),
+        model.runner,
+        max_tokens=options.max_batch_tokens,
+        max_seqs=min(options.max_num_seqs, options.max_batch_tokens),
         max_model_len=model.max_model_len,
-        device=model.device,
-        capture=cuda_capture(),
     )

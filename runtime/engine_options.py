@@ -9,7 +9,7 @@ import msgspec
 
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "bfloat16", "float16", "float32"]
-Weights = Literal["auto", "bf16", "f16", "f32", "int8", "int4"]
+Weights = Literal["auto", "f32", "bf16", "f16", "int8", "int4"]
 
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -18,16 +18,21 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         model: folder of the checkpoint (an id of the hub is resolved before).
         device: "auto" takes a GPU when there is one.
-        dtype: dtype of weights, activations and cache. "auto" is the checkpoint's own, but
-            float32 on CPUs that lack instructions for it.
-        weights: format of the weights on a CPU; "auto" is the checkpoint's own.
-        threads: that compute on a CPU; None is one for each core that this process may use.
+        dtype: dtype of activations, and on GPUs of weights and cache too. "auto" is the
+            checkpoint's own on GPUs and float32 on CPUs.
+        weights: format of matrices and embedding on CPUs with float32 activations; int8 and int4
+            are made when the model is loaded. "auto" is the checkpoint's own.
+        kv_cache_dtype: dtype of keys and values on CPUs. "auto" is the checkpoint's own beside
+            float32 activations, otherwise that of the activations.
         max_model_len: most tokens of one sequence, prompt and completion together; None is
             what the checkpoint was trained for, as far as the cache holds it.
         kv_cache_tokens: size of the KV cache pool in tokens; None sizes it from memory.
         gpu_memory_utilization: share of a GPU's memory that weights, steps and cache may take
             together, in (0, 1].
-        eager: run every step op by op; on GPUs decode steps are captured and replayed otherwise.
+        threads: threads that compute on a CPU; None is a thread for each physical core that
+            this process may run on, and no more than its control group has time for.
+        eager: run every step op by op; otherwise decode steps on GPUs, and all steps on CPUs, are
+            captured and replayed.
         batch_invariant: compute every token with the same bits whatever else is in its batch; on
             GPUs steps of a few tokens take fewer launches, and many tokens BLAS, without it.
         max_batch_tokens: most tokens that one step computes; longer prompts run in chunks.
@@ -41,10 +46,11 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     device: Device = "auto"
     dtype: DType = "auto"
     weights: Weights = "auto"
-    threads: int | None = None
+    kv_cache_dtype: DType = "auto"
     max_model_len: int | None = None
     kv_cache_tokens: int | None = None
     gpu_memory_utilization: float = 0.9
+    threads: int | None = None
     eager: bool = False
     kernels: Mapping[str, str] = {}
     batch_invariant: bool = True

@@ -38,7 +38,7 @@ class BlockPool:
 
 @dataclass(frozen=True)
 class KVCache:
-    """Per layer k and v [num_blocks, Hkv, BLOCK_SIZE, D] in the model dtype."""
+    """Per layer k and v [num_blocks, Hkv, BLOCK_SIZE, D] in the cache dtype."""
 
     k: list[Tensor]
     v: list[Tensor]
@@ -59,11 +59,17 @@ def allocate(
 ) -> KVCache:
     """Cache tensors for `num_blocks` blocks, uninitialised: attention reads written slots only.
 
-    On CPUs the memory becomes resident as blocks are first used.
+    On CPUs the memory becomes resident as blocks are first used, and k is laid out as
+    kernels/native/paged.py says.
     """
-    shape = (num_blocks, config.num_kv_heads, BLOCK_SIZE, config.head_dim)
+    heads, head_dim = config.num_kv_heads, config.head_dim
 
-    def layers() -> list[Tensor]:
+    def layers(*block: int) -> list[Tensor]:
+        shape = (num_blocks, heads, *block)
         return [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
 
-    return KVCache(k=layers(), v=layers())
+    if device.type == "cpu":
+        k = [memory.mT for memory in layers(head_dim, BLOCK_SIZE)]
+    else:
+        k = layers(BLOCK_SIZE, head_dim)
+    return KVCache(k=k, v=layers(BLOCK_SIZE, head_dim))

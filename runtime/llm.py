@@ -15,7 +15,7 @@ from qwell.runtime.chat_template import ChatTemplate, load_chat_template
 from qwell.runtime.checkpoint.generation_config import load_generation_defaults
 from qwell.runtime.checkpoint.resolve import resolve_model
 from qwell.runtime.engine import Engine
-from qwell.runtime.engine_options import Device, DType, EngineOptions
+from qwell.runtime.engine_options import Device, DType, EngineOptions, Weights
 from qwell.runtime.messages import EngineInfo, FinishReason
 from qwell.runtime.sampling_params import SamplingParams
 from qwell.runtime.text_stream import TextStream
@@ -39,8 +39,9 @@ class LLM:
 
     Args:
         model: folder or id of a checkpoint; None is the demo model.
-        device, dtype, max_model_len, kv_cache_tokens, gpu_memory_utilization, eager,
-            max_batch_tokens, max_num_seqs: see `EngineOptions`.
+        device, dtype, weights, kv_cache_dtype, max_model_len, kv_cache_tokens,
+            gpu_memory_utilization, threads, eager, max_batch_tokens, max_num_seqs: see
+            `EngineOptions`.
         kernels: what replaces the chosen implementation of an op, by op name: a callable, or the
             name of a family ("reference", "native", "triton").
 
@@ -54,9 +55,12 @@ class LLM:
         *,
         device: Device = "auto",
         dtype: DType = "auto",
+        weights: Weights = "auto",
+        kv_cache_dtype: DType = "auto",
         max_model_len: int | None = None,
         kv_cache_tokens: int | None = None,
         gpu_memory_utilization: float = 0.9,
+        threads: int | None = None,
         eager: bool = False,
         max_batch_tokens: int = 512,
         max_num_seqs: int = 64,
@@ -66,9 +70,12 @@ class LLM:
             model=str(resolve_model(None if model is None else str(model))),
             device=device,
             dtype=dtype,
+            weights=weights,
+            kv_cache_dtype=kv_cache_dtype,
             max_model_len=max_model_len,
             kv_cache_tokens=kv_cache_tokens,
             gpu_memory_utilization=gpu_memory_utilization,
+            threads=threads,
             eager=eager,
             max_batch_tokens=max_batch_tokens,
             max_num_seqs=max_num_seqs,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,16 +15,20 @@ from torch import Tensor
 
 from qwell.kernels.errors import KernelError
 from qwell.kernels.fused_ops import MAX_FUSED_TOKENS
-from qwell.kernels.registry import build_fused_ops, build_ops, describe
+from qwell.kernels.native.runner import Runner
+from qwell.kernels.registry import build_fused_ops, build_ops, describe, is_native
 from qwell.runtime.batch import build_batch
 from qwell.runtime.checkpoint.config import ModelConfig
 from qwell.runtime.checkpoint.shards import Shards
+from qwell.runtime.checkpoint.weights import PackedWeights, PlainWeights, WeightSource
+from qwell.runtime.cpu import count_cores, missing_for_avx2
 from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.errors import EngineStartError, UnsupportedModelError
 from qwell.runtime.kv_cache import BLOCK_SIZE, KVCache, allocate, blocks_for, bytes_per_token
 from qwell.runtime.memory import gpu_cache_budget, host_cache_budget
-from qwell.runtime.models.dense import DenseDecoder, load_dense
+from qwell.runtime.models.dense import DenseDecoder, TensorNames, load_dense, verify_dense
 from qwell.runtime.models.registry import read_model_config
+from qwell.runtime.precision import Precision, choose_precision, dtype_name
 from qwell.runtime.sampling_params import SamplingParams
 from qwell.runtime.scheduler import Chunk, Sequence
 
@@ -35,7 +40,13 @@ MIN_CACHE_TOKENS = 256
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model that is ready to run, and the sizes it was loaded for."""
+    """A model that is ready to run, and the sizes it was loaded for.
+
+    Attributes:
+        dtype: of activations.
+        weights: format of the matrices, as `--weights` spells it.
+        runner: where native ops go; None on devices that have none.
+    """
 
     config: ModelConfig
     decoder: DenseDecoder
@@ -44,6 +55,8 @@ class LoadedModel:
     max_model_len: int
     device: torch.device
     dtype: torch.dtype
+    weights: str
+    runner: Runner | None = None
 
 
 def load_model(
@@ -67,36 +80,76 @@ def load_model(
         raise EngineStartError(
             f"gpu_memory_utilization is {options.gpu_memory_utilization}; it must be in (0, 1]"
         )
+    if options.threads is not None and options.threads < 1:
+        raise EngineStartError(f"threads is {options.threads}; it must be at least 1")
     device = pick_device(options.device)
-    dtype = pick_dtype(options.dtype, config.dtype, device)
+    overrides = {**options.kernels, **(kernels or {})}
+    precision = choose_precision(options, config.dtype, device, overrides)
+    dtype = precision.activations
     try:
         if device.type == "cuda":
             # Imported here: Triton takes a second that a start on a CPU need not spend.
             from qwell.kernels.triton.launch import check_gpu
 
             check_gpu(device)
-        overrides = {**options.kernels, **(kernels or {})}
-        ops = build_ops(device, dtype, overrides, options.batch_invariant)
+        runner = start_runner(options.threads) if device.type == "cpu" else None
+        ops = build_ops(device, dtype, overrides, options.batch_invariant, runner)
         fused = None if options.batch_invariant else build_fused_ops(device, dtype, overrides)
     except KernelError as error:
         raise EngineStartError(str(error)) from error
     with torch.inference_mode():
-        shards = Shards(folder)
-        decoder = load_dense(shards, family.names, config, ops, fused, wanted, dtype, device)
-        num_blocks = _pool_blocks(options, decoder, wanted, dtype, device)
-        cache = allocate(config, num_blocks, dtype, device)
+        weights = _open_weights(Shards(folder), family.names, config, precision, device)
+        decoder = load_dense(weights, family.names, config, ops, fused, wanted, device)
+        num_blocks = _pool_blocks(options, decoder, wanted, precision.cache, device)
+        cache = allocate(config, num_blocks, precision.cache, device)
+    if is_native(ops):
+        # What is left for torch is small, and its threads would get in the way of ours.
+        torch.set_num_threads(1)
     max_model_len = min(wanted, num_blocks * BLOCK_SIZE)
-    log.info("%s: %s on %s in %s", folder, config.architecture, device, dtype_name(dtype))
+    log.info(
+        "%s: %s on %s in %s, weights %s",
+        folder,
+        config.architecture,
+        device,
+        dtype_name(dtype),
+        precision.weights_name,
+    )
     log.info("kernels: %s", ", ".join(f"{op}={name}" for op, name in describe(ops).items()))
     if fused is not None:
         log.info("steps of up to %d decodes run fused ops", MAX_FUSED_TOKENS)
     log.info(
-        "KV cache: %d tokens (%.2f GiB), sequences of up to %d tokens",
+        "KV cache: %d tokens in %s (%.2f GiB), sequences of up to %d tokens",
         num_blocks * BLOCK_SIZE,
-        num_blocks * BLOCK_SIZE * bytes_per_token(config, dtype) / 2**30,
+        dtype_name(precision.cache),
+        num_blocks * BLOCK_SIZE * bytes_per_token(config, precision.cache) / 2**30,
         max_model_len,
     )
-    return LoadedModel(config, decoder, cache, num_blocks, max_model_len, device, dtype)
+    return LoadedModel(
+        config,
+        decoder,
+        cache,
+        num_blocks,
+        max_model_len,
+        device,
+        dtype,
+        precision.weights_name,
+        runner,
+    )
+
+
+def start_runner(threads: int | None) -> Runner:
+    """Threads for native ops, as many as this process may use unless told; torch gets as many."""
+    cores = count_cores()
+    runner = Runner(threads or cores.threads)
+    torch.set_num_threads(runner.threads)
+    log.info("threads: %d of %d cores (%s)", runner.threads, cores.physical, runner.isa)
+    if runner.isa == "portable" and platform.machine() in ("x86_64", "AMD64"):
+        log.warning(
+            "this CPU lacks %s: the portable kernels are many times slower; if it is that of a "
+            "virtual machine, let the host's own features through",
+            ", ".join(missing_for_avx2()),
+        )
+    return runner
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -108,31 +161,25 @@ def pick_device(wanted: str) -> torch.device:
     return torch.device("cuda" if use_gpu else "cpu")
 
 
-def pick_dtype(wanted: str, stored: str, device: torch.device) -> torch.dtype:
-    """The dtype that an option names; "auto" is the stored one where the device computes it.
-
-    A CPU without instructions for a half precision emulates it, many times slower than fp32.
-    """
-    if wanted != "auto":
-        return _dtype(wanted)
-    if device.type == "cpu":
-        features = torch.cpu.get_capabilities()
-        native = {
-            "bfloat16": features.get("avx512_bf16") or features.get("bf16"),
-            "float16": features.get("avx512_fp16") or features.get("fp16_arith"),
-            "float32": True,
-        }
-        if not native[stored]:
-            log.info("this CPU has no %s arithmetic: computing in float32", stored)
-            return torch.float32
-    return _dtype(stored)
+def _open_weights(
+    shards: Shards,
+    names: TensorNames,
+    config: ModelConfig,
+    precision: Precision,
+    device: torch.device,
+) -> WeightSource:
+    """Where the decoder takes its weights from, checked against what the config promises."""
+    verify_dense(shards, names, config)
+    if precision.weights is None:
+        return PlainWeights(shards, precision.activations, device)
+    return PackedWeights(shards, precision.weights)
 
 
 def _pool_blocks(
     options: EngineOptions,
     decoder: DenseDecoder,
     max_model_len: int,
-    dtype: torch.dtype,
+    cache_dtype: torch.dtype,
     device: torch.device,
 ) -> int:
     """Blocks of the cache pool: as asked, else all sequences at full length or what fits."""
@@ -140,11 +187,11 @@ def _pool_blocks(
         tokens = options.kv_cache_tokens
     else:
         if device.type == "cuda":
-            step = partial(largest_step, options, decoder, dtype, device)
+            step = partial(largest_step, options, decoder, cache_dtype, device)
             budget = gpu_cache_budget(device, options.gpu_memory_utilization, step)
         else:
             budget = host_cache_budget()
-        fitting = budget // bytes_per_token(decoder.config, dtype)
+        fitting = budget // bytes_per_token(decoder.config, cache_dtype)
         tokens = min(options.max_num_seqs * max_model_len, fitting)
     least = min(MIN_CACHE_TOKENS, max_model_len)
     if options.max_model_len is not None:
@@ -158,26 +205,16 @@ def _pool_blocks(
 
 
 def largest_step(
-    options: EngineOptions, decoder: DenseDecoder, dtype: torch.dtype, device: torch.device
+    options: EngineOptions, decoder: DenseDecoder, cache_dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """Run the step that takes most memory, over a cache of its own; its logits [R, V].
 
     It has max_batch_tokens tokens and as many rows of logits as sequences may run.
     """
     length = min(options.max_batch_tokens, len(decoder.cos_sin))
-    cache = allocate(decoder.config, blocks_for(length), dtype, device)
+    cache = allocate(decoder.config, blocks_for(length), cache_dtype, device)
     blocks = list(range(blocks_for(length)))
     sequence = Sequence("", [0] * length, length, SamplingParams(), seed=0, blocks=blocks)
     batch = build_batch([Chunk(sequence, 0, length)], BLOCK_SIZE, device, all_logits=True)
     rows = min(options.max_num_seqs, length)
     return decoder.forward(replace(batch, logit_rows=batch.logit_rows[:rows]), cache)
-
-
-def _dtype(name: str) -> torch.dtype:
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """As options and checkpoints spell it: "bfloat16"."""
-    return str(dtype).removeprefix("torch.")

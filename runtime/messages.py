@@ -33,7 +33,7 @@ class EngineInfo(msgspec.Struct, tag=True, frozen=True):
     """Engine -> server, once: the model is loaded and steps can run.
 
     `max_model_len` counts prompt and generated tokens together, `kv_cache_tokens` is the size
-    of the whole pool.
+    of the whole pool. `dtype` is that of activations, `weights` the format of the matrices.
     """
 
     max_model_len: int
@@ -41,6 +41,7 @@ class EngineInfo(msgspec.Struct, tag=True, frozen=True):
     vocab_size: int
     device: str
     dtype: str
+    weights: str
 
 
 class StartFailed(msgspec.Struct, tag=True, frozen=True):

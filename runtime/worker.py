@@ -18,7 +18,7 @@ from qwell.runtime.engine_loop import run
 from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.errors import QwellError
 from qwell.runtime.messages import StartFailed, encode_frame
-from qwell.runtime.threads import wait_passively
+from qwell.runtime.threads import restrain_thread_pools
 
 _PR_SET_PDEATHSIG = 1
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     _live_and_die_with_parent()
-    wait_passively()
+    restrain_thread_pools()
     # Takes seconds; a signal must not find the process unprepared for that long.
     from qwell.runtime.engine import Engine
 

@@ -48,4 +48,4 @@ class Service:
 
 def system_fingerprint(info: EngineInfo) -> str:
     """What, besides the request, decides the tokens: the version and what it runs on."""
-    return f"qwell-{__version__}-{info.device}-{info.dtype}"
+    return f"qwell-{__version__}-{info.device}-{info.dtype}-{info.weights}"

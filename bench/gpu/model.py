@@ -16,38 +16,45 @@ from qwell.kernels.ops import Ops
 from qwell.runtime.batch import Batch, build_batch
 from qwell.runtime.checkpoint.config import ModelConfig
 from qwell.runtime.checkpoint.json_object import JsonObject
-from qwell.runtime.checkpoint.shards import Shards
 from qwell.runtime.errors import EngineStartError
 from qwell.runtime.kv_cache import BLOCK_SIZE, allocate, blocks_for, bytes_per_token
 from qwell.runtime.loader import LoadedModel
-from qwell.runtime.models.dense import load_dense
+from qwell.runtime.models.dense import expected_shapes, load_dense
 from qwell.runtime.models.registry import FAMILIES
+from qwell.runtime.precision import FORMATS, dtype_name
 from qwell.runtime.scheduler import Chunk
 
 
-class RandomShards(Shards):
-    """Weights that are drawn where they are wanted: nothing is written, read or copied."""
+class RandomWeights:
+    """Weights that are drawn where they are wanted: nothing is written, read or copied.
+
+    They are the same in any dtype.
+    """
 
     def __init__(
-        self, shapes: Mapping[str, tuple[int, ...]], device: torch.device, seed: int = 0
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        dtype: torch.dtype,
+        device: torch.device,
+        seed: int = 0,
     ) -> None:
         self._shapes = shapes
+        self._dtype = dtype
+        self._device = device
         self._draw = torch.Generator(device).manual_seed(seed)
 
-    def verify(self, expected: Mapping[str, tuple[int, ...]], ignored: object = ()) -> None:  # noqa: ARG002
-        """The shapes are those that the model expects."""
-        assert self._shapes == expected
-
-    def load(self, names: Sequence[str], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """The named tensors, concatenated along their first dimension; the same in any dtype."""
+    def vector(self, *names: str) -> Tensor:
+        """The named tensors, concatenated along their first dimension."""
         shapes = [self._shapes[name] for name in names]
         rows = [shape[0] for shape in shapes]
-        result = torch.empty((sum(rows), *shapes[0][1:]), dtype=dtype, device=device)
+        result = torch.empty((sum(rows), *shapes[0][1:]), dtype=self._dtype, device=self._device)
         for name, part in zip(names, result.split(rows), strict=True):
-            stored = torch.empty(part.shape, dtype=torch.bfloat16, device=device)
+            stored = torch.empty(part.shape, dtype=torch.bfloat16, device=self._device)
             fill_randomly(name, stored, self._draw)
             part.copy_(stored)
         return result
+
+    matrix = vector
 
 
 @torch.inference_mode()
@@ -73,13 +80,16 @@ def random_model(
             f"weights and cache take {needed / 2**30:.1f} GiB, the GPU has {free / 2**30:.1f} free"
         )
     family = FAMILIES[parsed.architecture]
-    weights = RandomShards(shapes, device)
-    decoder = load_dense(weights, family.names, parsed, ops, fused, max_model_len, dtype, device)
+    assert shapes == expected_shapes(family.names, parsed)
+    weights = RandomWeights(shapes, dtype, device)
+    decoder = load_dense(weights, family.names, parsed, ops, fused, max_model_len, device)
     blocks = blocks_for(cache_tokens)
     cache = allocate(parsed, blocks, dtype, device)
     for tensor in (*cache.k, *cache.v):
         tensor.normal_()
-    return LoadedModel(parsed, decoder, cache, blocks, max_model_len, device, dtype)
+    return LoadedModel(
+        parsed, decoder, cache, blocks, max_model_len, device, dtype, FORMATS[dtype_name(dtype)]
+    )
 
 
 def read_config(config: Mapping[str, Any]) -> ModelConfig:

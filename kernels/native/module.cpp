@@ -3,11 +3,16 @@
 
 #include <cstdint>
 
+#include "attention.h"
 #include "ceilings.h"
 #include "dtype.h"
+#include "embedding.h"
 #include "isa.h"
+#include "packed.h"
 #include "pool.h"
 #include "rms_norm.h"
+#include "rope.h"
+#include "silu_mul.h"
 #include "tape.h"
 
 namespace nb = nanobind;
@@ -22,6 +27,37 @@ using Address = std::uintptr_t;
 template <class T = void>
 T* pointer(Address address) {
   return reinterpret_cast<T*>(address);
+}
+
+void define_embedding(nb::module_& module) {
+  nb::class_<qwell::EmbeddingCall>(module, "EmbeddingCall")
+      .def(
+          "__init__",
+          [](qwell::EmbeddingCall* call, Address ids, Address table, Address y, std::int64_t rows,
+             std::int64_t width, qwell::WeightFormat format, bool packed) {
+            new (call) qwell::EmbeddingCall{.ids = pointer<const std::int32_t>(ids),
+                                            .table = pointer(table),
+                                            .y = pointer<float>(y),
+                                            .rows = rows,
+                                            .width = width,
+                                            .format = format,
+                                            .packed = packed};
+          },
+          nb::kw_only(), "ids"_a, "table"_a, "y"_a, "rows"_a, "width"_a, "format"_a, "packed"_a);
+}
+
+void define_silu_mul(nb::module_& module) {
+  nb::class_<qwell::SiluMulCall>(module, "SiluMulCall")
+      .def(
+          "__init__",
+          [](qwell::SiluMulCall* call, Address gate_up, Address y, std::int64_t rows,
+             std::int64_t width) {
+            new (call) qwell::SiluMulCall{.gate_up = pointer<const float>(gate_up),
+                                          .y = pointer<float>(y),
+                                          .rows = rows,
+                                          .width = width};
+          },
+          nb::kw_only(), "gate_up"_a, "y"_a, "rows"_a, "width"_a);
 }
 
 void define_rms_norm(nb::module_& module) {
@@ -56,6 +92,66 @@ void define_ceilings(nb::module_& module) {
              "pool"_a, "tasks"_a);
 }
 
+void define_attention(nb::module_& module) {
+  nb::class_<qwell::AttentionCall>(module, "AttentionCall")
+      .def(
+          "__init__",
+          [](qwell::AttentionCall* call, qwell::DType cache_dtype, Address q, Address k_cache,
+             Address v_cache, Address block_table, Address cu_seqlens_q, Address seq_lens,
+             Address out, std::int64_t rows, std::int64_t max_seqs, std::int64_t table_stride,
+             std::int64_t num_heads, std::int64_t num_kv_heads, std::int64_t head_dim,
+             std::int64_t window, float scale) {
+            new (call) qwell::AttentionCall{.q = pointer<const float>(q),
+                                            .k_cache = pointer(k_cache),
+                                            .v_cache = pointer(v_cache),
+                                            .block_table = pointer<const std::int32_t>(block_table),
+                                            .cu_seqlens_q = pointer<const std::int32_t>(cu_seqlens_q),
+                                            .seq_lens = pointer<const std::int32_t>(seq_lens),
+                                            .out = pointer<float>(out),
+                                            .rows = rows,
+                                            .max_seqs = max_seqs,
+                                            .table_stride = table_stride,
+                                            .num_heads = num_heads,
+                                            .num_kv_heads = num_kv_heads,
+                                            .head_dim = head_dim,
+                                            .window = window,
+                                            .scale = scale,
+                                            .cache_dtype = cache_dtype};
+          },
+          nb::kw_only(), "cache_dtype"_a, "q"_a, "k_cache"_a, "v_cache"_a, "block_table"_a,
+          "cu_seqlens_q"_a, "seq_lens"_a, "out"_a, "rows"_a, "max_seqs"_a, "table_stride"_a,
+          "num_heads"_a, "num_kv_heads"_a, "head_dim"_a, "window"_a, "scale"_a);
+}
+
+void define_rope(nb::module_& module) {
+  nb::class_<qwell::RopeCall>(module, "RopeCall")
+      .def(
+          "__init__",
+          [](qwell::RopeCall* call, qwell::DType cache_dtype, Address qkv, Address positions,
+             Address cos_sin, Address q_norm, Address k_norm, Address slot_mapping, Address k_cache,
+             Address v_cache, Address q, std::int64_t rows, std::int64_t num_heads,
+             std::int64_t num_kv_heads, std::int64_t head_dim, float eps) {
+            new (call) qwell::RopeCall{.qkv = pointer<const float>(qkv),
+                                       .positions = pointer<const std::int32_t>(positions),
+                                       .cos_sin = pointer<const float>(cos_sin),
+                                       .q_norm = pointer<const float>(q_norm),
+                                       .k_norm = pointer<const float>(k_norm),
+                                       .slot_mapping = pointer<const std::int32_t>(slot_mapping),
+                                       .k_cache = pointer(k_cache),
+                                       .v_cache = pointer(v_cache),
+                                       .q = pointer<float>(q),
+                                       .rows = rows,
+                                       .num_heads = num_heads,
+                                       .num_kv_heads = num_kv_heads,
+                                       .head_dim = head_dim,
+                                       .eps = eps,
+                                       .cache_dtype = cache_dtype};
+          },
+          nb::kw_only(), "cache_dtype"_a, "qkv"_a, "positions"_a, "cos_sin"_a, "q_norm"_a,
+          "k_norm"_a, "slot_mapping"_a, "k_cache"_a, "v_cache"_a, "q"_a, "rows"_a, "num_heads"_a,
+          "num_kv_heads"_a, "head_dim"_a, "eps"_a);
+}
+
 template <class Call>
 void define_runs(nb::module_& module, nb::class_<qwell::Tape>& tape) {
   module.def(
@@ -85,6 +181,12 @@ NB_MODULE(_native, module) {
       .value("float32", qwell::DType::float32)
       .value("bfloat16", qwell::DType::bfloat16)
       .value("float16", qwell::DType::float16);
+  nb::enum_<qwell::WeightFormat>(module, "WeightFormat")
+      .value("f32", qwell::WeightFormat::f32)
+      .value("bf16", qwell::WeightFormat::bf16)
+      .value("f16", qwell::WeightFormat::f16)
+      .value("int8", qwell::WeightFormat::int8)
+      .value("int4", qwell::WeightFormat::int4);
   nb::enum_<qwell::Rows>(module, "Rows")
       .value("tokens", qwell::Rows::tokens)
       .value("logits", qwell::Rows::logits);
@@ -103,6 +205,14 @@ NB_MODULE(_native, module) {
            "pool"_a, "tokens"_a, "logits"_a);
 
   define_ceilings(module);
+  define_attention(module);
+  define_embedding(module);
   define_rms_norm(module);
+  define_rope(module);
+  define_silu_mul(module);
+  define_runs<qwell::AttentionCall>(module, tape);
+  define_runs<qwell::EmbeddingCall>(module, tape);
   define_runs<qwell::RmsNormCall>(module, tape);
+  define_runs<qwell::RopeCall>(module, tape);
+  define_runs<qwell::SiluMulCall>(module, tape);
 }

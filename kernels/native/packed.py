@@ -11,7 +11,8 @@ columns ascend:
                column 4 i + j in its low half and 16 + 4 i + j in its high half.
                W = scale * (code - 8), codes 0 .. 15
 
-Integers and scales are those of kernels/quantize.py. K is a multiple of 32 where there are scales.
+Integers and scales are those of kernels/int_groups.py, the rows past N those of zeros. K is a
+multiple of 32 where there are scales.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from qwell.kernels.errors import KernelError
+from qwell.kernels.int_groups import GROUP, round_int4, round_int8
 
 Format = Literal["f32", "bf16", "f16", "int8", "int4"]
 
 PANEL_ROWS = 16
-GROUP = 32
 
 ALIGNMENT = 64
 """Of packed data in memory, in bytes: a line of codes is a line of the cache."""
@@ -83,3 +85,68 @@ class PackedWeight:
     def device(self) -> torch.device:
         """Where the weight is."""
         return self.data.device
+
+    def dequantize(self) -> Tensor:
+        """W in float32 [N, K], exact."""
+        return self.dequantize_rows(torch.arange(self.rows))
+
+    def dequantize_rows(self, ids: Tensor) -> Tensor:
+        """The rows ids [T] of W in float32 [T, K]."""
+        panel, row = ids // PANEL_ROWS, ids % PANEL_ROWS
+        panels = self.data.view(-(-self.rows // PANEL_ROWS), -1)
+        if self.format == "bf16":
+            pairs: Tensor = panels.view(torch.bfloat16).unflatten(1, (-1, PANEL_ROWS, 2))
+            return pairs[panel, :, row].flatten(1)[:, : self.columns].float()
+        if self.format in ("f32", "f16"):
+            dtype = torch.float32 if self.format == "f32" else torch.float16
+            values: Tensor = panels.view(dtype).unflatten(1, (-1, PANEL_ROWS))
+            return values[panel, :, row].float()
+        groups: Tensor = panels.unflatten(1, (self.columns // GROUP, -1))
+        scales = groups[..., :_SCALE_BYTES].view(torch.float16)[panel, :, row]
+        lines: Tensor = groups[..., _SCALE_BYTES:].unflatten(-1, (-1, PANEL_ROWS, 4))
+        codes = lines[panel, :, :, row].flatten(2)
+        if self.format == "int4":
+            codes = torch.cat((codes & 15, codes >> 4), dim=-1)
+        zero = 8 if self.format == "int4" else 128
+        return ((codes.float() - zero) * scales[..., None].float()).flatten(1)
+
+
+_SCALE_BYTES = PANEL_ROWS * 2
+
+
+def pack(weight: Tensor, format_name: Format) -> PackedWeight:
+    """A float weight [N, K] as a PackedWeight; each value is rounded once, to the format's nearest.
+
+    Raises KernelError if the format has groups and K is not a multiple of 32, or if a weight is
+    not finite or too large for the format; one that is stored as it is may be anything.
+    """
+    rows, columns = weight.shape
+    padded = F.pad(weight, (0, 0, 0, -rows % PANEL_ROWS))
+    if format_name in ("int8", "int4"):
+        packed = _pack_groups(padded, format_name)
+    elif format_name == "bf16":
+        pairs = F.pad(padded.bfloat16(), (0, columns % 2)).unflatten(1, (-1, 2))
+        packed = pairs.unflatten(0, (-1, PANEL_ROWS)).transpose(1, 2)
+    else:
+        values = padded.float() if format_name == "f32" else _to_float16(padded)
+        packed = values.unflatten(0, (-1, PANEL_ROWS)).transpose(1, 2)
+    return PackedWeight(format_name, packed.contiguous().flatten().view(torch.uint8), rows, columns)
+
+
+def _to_float16(weight: Tensor) -> Tensor:
+    narrow: Tensor = weight.half()
+    if weight.dtype != torch.float16 and not narrow.isfinite().all():
+        raise KernelError("pack: weights are not finite, or too large for float16")
+    return narrow
+
+
+def _pack_groups(weight: Tensor, format_name: Format) -> Tensor:
+    """[P, K / 32, bytes of a group of a panel]."""
+    integers, scales = (round_int8 if format_name == "int8" else round_int4)(weight)
+    codes = (integers + (128 if format_name == "int8" else 8)).to(torch.uint8)
+    if format_name == "int4":
+        low, high = codes.chunk(2, dim=-1)
+        codes = low | high << 4
+    lines = codes.unflatten(-1, (-1, 4)).unflatten(0, (-1, PANEL_ROWS)).permute(0, 2, 3, 1, 4)
+    panel_scales = scales.unflatten(0, (-1, PANEL_ROWS)).transpose(1, 2).contiguous()
+    return torch.cat((panel_scales.view(torch.uint8), lines.flatten(2)), dim=-1)

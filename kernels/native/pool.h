@@ -10,8 +10,9 @@ namespace qwell {
 // Threads that share the tasks of one job at a time: those it starts, and whoever runs the job.
 //
 // Tasks are taken one by one, so that a thread which the system holds up delays one task and not
-// its share of the job. Between jobs the threads spin briefly, then sleep. A forked child starts
-// threads of its own. One thread may run jobs at a time, and tasks must not run jobs.
+// its share of the job. Whoever waits, for a job or for its end, spins briefly and then sleeps. A
+// forked child starts threads of its own. One thread may run jobs at a time, and tasks must not
+// run jobs.
 class Pool {
  public:
   // `threads` counts the caller of run; at least 1.
@@ -30,15 +31,19 @@ class Pool {
       for (std::int64_t i = 0; i < count; ++i) task(i);
       return;
     }
-    run_job(count, [](const void* context, std::int64_t i) {
+    run_job({count, [](const void* context, std::int64_t i) {
       (*static_cast<const Task*>(context))(i);
-    }, &task);
+    }, &task});
   }
 
  private:
-  using Function = void (*)(const void* context, std::int64_t i);
+  struct Job {
+    std::int64_t count = 0;
+    void (*function)(const void* context, std::int64_t i) = nullptr;
+    const void* context = nullptr;
+  };
 
-  void run_job(std::int64_t count, Function function, const void* context);
+  void run_job(const Job& job);
   void start();
   void stop();
   void work();
@@ -48,19 +53,16 @@ class Pool {
   int fork_generation_ = 0;
   std::vector<std::thread> workers_;
 
-  // The job. A thread may read function_ and context_ only while it holds a task of it: until
-  // that task is done, the job is not, and the next one cannot begin.
-  std::atomic<Function> function_{nullptr};
-  std::atomic<const void*> context_{nullptr};
-  std::atomic<std::uint32_t> count_{0};
+  // Read only by threads that have taken a task of it and not yet counted that as done: until
+  // then the job is not, and the next one cannot be written here.
+  Job job_;
 
-  // Number of the job (upper half) and of its next task, or kClosed while a job is being set up.
-  // Tasks are taken by compare-and-swap: one that came late cannot take a task of another job.
-  alignas(64) std::atomic<std::uint64_t> next_{0};
-  alignas(64) std::atomic<std::uint32_t> done_{0};
+  // Tasks that nobody has taken. Threads that came in vain make it negative.
+  alignas(64) std::atomic<std::int64_t> left_{0};
+  // A thread adds what it has done once it finds no task left, not task by task.
+  alignas(64) std::atomic<std::int64_t> done_{0};
   // Changes with every job; sleeping threads wait for that.
   alignas(64) std::atomic<std::uint32_t> bell_{0};
-  std::atomic<int> sleepers_{0};
   std::atomic<bool> stopping_{false};
 };
 

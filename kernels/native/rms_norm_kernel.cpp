@@ -4,6 +4,7 @@
 
 #include "rms_norm.h"
 #include "simd/simd.h"
+#include "simd/sum.h"
 
 namespace qwell::QWELL_ISA {
 namespace {
@@ -38,19 +39,6 @@ void scale(const T* s, const T* weight, Vec rstd, T* y) {
   for (int lane = 0; lane < kBlock; lane += Vec::width) {
     store(y + lane, rounded<T>(load(s + lane) * rstd) * load(weight + lane));
   }
-}
-
-// Adds the upper half of the lanes to the lower half until one is left.
-float sum_lanes(Vec (&partial)[kRegisters]) {
-  for (int half = kRegisters / 2; half > 0; half /= 2) {
-    for (int r = 0; r < half; ++r) partial[r] = partial[r] + partial[r + half];
-  }
-  float lanes[Vec::width];
-  store(lanes, partial[0]);
-  for (int half = Vec::width / 2; half > 0; half /= 2) {
-    for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
-  }
-  return lanes[0];
 }
 
 // The end of a row that fills no block, padded with zeros, which add nothing to the squares.

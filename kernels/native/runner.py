@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from qwell.kernels import _native
+from qwell.kernels.errors import KernelError
 from qwell.kernels.native.arena import Arena
 
 ISAS: dict[str, _native.Isa] = {isa.name: isa for isa in _native.runnable_isas()}
@@ -19,6 +20,15 @@ DTYPES = {
     torch.float16: _native.DType.float16,
 }
 """Element types as the native code calls them."""
+
+FORMATS = {
+    "f32": _native.WeightFormat.f32,
+    "bf16": _native.WeightFormat.bf16,
+    "f16": _native.WeightFormat.f16,
+    "int8": _native.WeightFormat.int8,
+    "int4": _native.WeightFormat.int4,
+}
+"""Formats of packed weights as the native code calls them."""
 
 
 class Recording:
@@ -34,25 +44,38 @@ class Recording:
 
     def empty(self, like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """An output with the kind of rows that `like` has."""
-        rows = self._rows[like.data_ptr()]
+        rows = self.rows(like)
         output = self.arena.empty(shape, dtype)
         self._rows[output.data_ptr()] = rows
         return output
 
     def append(self, call: _native.Call, output: Tensor) -> None:
         """Put a call on the tape, with the rows of its output."""
-        self.tape.append(call, self._rows[output.data_ptr()])
+        self.tape.append(call, self.rows(output))
+
+    def rows(self, tensor: Tensor) -> _native.Rows:
+        """What the rows of a recorded tensor are."""
+        rows = self._rows.get(tensor.data_ptr())
+        if rows is None:
+            raise KernelError("record: a tensor does not come from a native op of this runner")
+        return rows
 
 
 class Replay:
     """A recorded forward pass; `result` is what its last run computed."""
 
     def __init__(
-        self, isa: _native.Isa, pool: _native.Pool, recording: Recording, result: Tensor
+        self,
+        isa: _native.Isa,
+        pool: _native.Pool,
+        recording: Recording,
+        forward: Callable[[], Tensor],
+        result: Tensor,
     ) -> None:
         self._isa = isa
         self._pool = pool
         self._recording = recording
+        self._forward = forward  # has the tensors whose addresses are on the tape
         self.result = result
 
     def __len__(self) -> int:
@@ -76,9 +99,15 @@ class Runner:
 
     def __init__(self, threads: int, isa: str = next(iter(ISAS))) -> None:
         """Start a pool of so many threads, the caller's counted, for one of ISAS."""
+        self.isa = isa
         self._isa = ISAS[isa]
         self._pool = _native.Pool(threads)
         self._recording: Recording | None = None
+
+    @property
+    def threads(self) -> int:
+        """Number of threads that share the work of an op."""
+        return self._pool.threads
 
     def empty(self, like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """An output with the rows of `like` (tokens, or rows of logits), of its dtype unless told.
@@ -101,13 +130,18 @@ class Runner:
         """Record what `forward` runs, without running it.
 
         Args:
-            forward: computes over native ops alone, from tensors that outlive the replay.
+            forward: computes over native ops alone; the replay keeps it, and so the weights and
+                inputs that it refers to.
             tokens, logits: tensors with a row for each token, and for each row of logits, that a
                 replay may have at most; the rows of all others follow from theirs.
+
+        Raises:
+            KernelError: something else than an op of this runner computed a tensor.
         """
         self._recording = Recording(tokens, logits)
         try:
             result = forward()
-            return Replay(self._isa, self._pool, self._recording, result)
+            self._recording.rows(result)
+            return Replay(self._isa, self._pool, self._recording, forward, result)
         finally:
             self._recording = None

@@ -4,13 +4,17 @@
 #include <variant>
 #include <vector>
 
+#include "attention.h"
+#include "embedding.h"
 #include "isa.h"
 #include "pool.h"
 #include "rms_norm.h"
+#include "rope.h"
+#include "silu_mul.h"
 
 namespace qwell {
 
-using Call = std::variant<RmsNormCall>;
+using Call = std::variant<AttentionCall, EmbeddingCall, RmsNormCall, RopeCall, SiluMulCall>;
 
 // What the rows of a call are, and so how many a step has of them.
 enum class Rows { tokens, logits };

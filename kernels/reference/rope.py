@@ -31,8 +31,8 @@ def rope(
     kept = (slot_mapping >= 0).nonzero().squeeze(1)
     slots = slot_mapping[kept].long()
     block, offset = slots // block_size, slots % block_size
-    k_cache[block, :, offset] = _rotate(k, cos, sin)[kept]
-    v_cache[block, :, offset] = v[kept]
+    k_cache[block, :, offset] = _rotate(k, cos, sin)[kept].to(k_cache.dtype)
+    v_cache[block, :, offset] = v[kept].to(v_cache.dtype)
     return _rotate(q, cos, sin)
 
 

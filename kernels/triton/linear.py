@@ -96,8 +96,10 @@ def _launch(
         return
     if isinstance(weight, IntWeight):
         bits, group, zeros = weight.bits, weight.group, weight.zeros
-    else:
+    elif isinstance(weight, Fp8Weight):
         bits, group, zeros = 8, BLOCK, None
+    else:
+        raise KernelError("linear: a PackedWeight is for the native linear of CPUs")
     linear_packed_kernel[(tiles, parts)](
         x,
         weight.words,

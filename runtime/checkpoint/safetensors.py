@@ -92,10 +92,15 @@ class SafetensorsFile:
         count = COPY_BYTES // source.itemsize
         for start in range(0, source.numel(), count):
             wanted[start : start + count].copy_(source[start : start + count])
-            if hasattr(mmap, "MADV_DONTNEED"):
-                # The whole file: the kernel maps pages around the ones that are read. Pages
-                # dropped too many come back from the page cache when they are next touched.
-                self._map.madvise(mmap.MADV_DONTNEED)
+            self.drop_pages()
+
+    def drop_pages(self) -> None:
+        """Give back the memory of what was read; pages come back when they are next touched.
+
+        The whole file: the kernel maps pages around the ones that are read.
+        """
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
 
 
 def _parse_header(data: mmap.mmap, path: Path) -> dict[str, TensorInfo]:

@@ -98,6 +98,14 @@ class Shards:
             self._owner[name].copy_to(name, part)
         return result
 
+    def tensor(self, name: str) -> torch.Tensor:
+        """A tensor as it is stored: a view of its file, of pages that are read when touched."""
+        return self._owner[name].tensor(name)
+
+    def drop_pages(self, name: str) -> None:
+        """Give back what memory a tensor's file takes; it is read again when next touched."""
+        self._owner[name].drop_pages()
+
     def _open_indexed(self, path: Path) -> None:
         weight_map = read_json_object(path).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:

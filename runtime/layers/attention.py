@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from qwell.kernels.ops import Ops
+from qwell.kernels.weights import Weight
 from qwell.runtime.batch import Batch
 
 
@@ -14,9 +15,9 @@ from qwell.runtime.batch import Batch
 class Attention:
     """Weights of one layer: qkv [(Hq + 2 Hkv) D, d], o [d, Hq D], q_norm and k_norm [D]."""
 
-    qkv: Tensor
+    qkv: Weight
     qkv_bias: Tensor | None
-    o: Tensor
+    o: Weight
     q_norm: Tensor | None
     k_norm: Tensor | None
     eps: float

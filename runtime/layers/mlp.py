@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from qwell.kernels.ops import Ops
+from qwell.kernels.weights import Weight
 
 
 @dataclass(frozen=True)
 class Mlp:
     """gate_up [2 I, d] holds the gate rows, then the up rows; down [d, I]."""
 
-    gate_up: Tensor
-    down: Tensor
+    gate_up: Weight
+    down: Weight
 
     def __call__(self, ops: Ops, x: Tensor) -> Tensor:
         """down(silu(gate x) * up x): [T, d] -> [T, d]."""

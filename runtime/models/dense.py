@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from qwell.kernels.fused_ops import MAX_FUSED_TOKENS, FusedOps
+from qwell.kernels.native.packed import PackedWeight
 from qwell.kernels.ops import Ops
+from qwell.kernels.weights import Weight
 from qwell.runtime.batch import Batch
 from qwell.runtime.checkpoint.config import ModelConfig
 from qwell.runtime.checkpoint.shards import Shards
+from qwell.runtime.checkpoint.weights import WeightSource
 from qwell.runtime.kv_cache import KVCache
 from qwell.runtime.layers.attention import Attention
 from qwell.runtime.layers.decoder import DecoderLayer
@@ -46,7 +49,7 @@ class TensorNames:
 
 @dataclass(frozen=True)
 class DenseDecoder:
-    """Embedding, decoder layers, final norm, head. Weights are plain tensors, the math is ops.
+    """Embedding, decoder layers, final norm, head. Weights are plain data, the math is ops.
 
     Attributes:
         fused: ops for steps of a few decodes, where their bits need not be those of `ops`.
@@ -55,10 +58,10 @@ class DenseDecoder:
     config: ModelConfig
     ops: Ops
     fused: FusedOps | None
-    embedding: Tensor
+    embedding: Tensor | PackedWeight
     layers: list[DecoderLayer]
     final_norm: Tensor
-    head: Tensor
+    head: Weight
     cos_sin: Tensor
 
     def forward(self, batch: Batch, cache: KVCache) -> Tensor:
@@ -71,13 +74,10 @@ class DenseDecoder:
                 x = layer.fused(self.fused, x, batch, self.cos_sin, k_cache, v_cache)
             else:
                 x, residual = layer(ops, x, residual, batch, self.cos_sin, k_cache, v_cache)
-        rows = batch.logit_rows
-        x, _ = ops.rms_norm(
-            x[rows],
-            self.final_norm,
-            self.config.rms_norm_eps,
-            None if residual is None else residual[rows],
-        )
+        x = ops.embedding(batch.logit_rows, x)
+        if residual is not None:
+            residual = ops.embedding(batch.logit_rows, residual)
+        x, _ = ops.rms_norm(x, self.final_norm, self.config.rms_norm_eps, residual)
         return ops.linear(x, self.head).float()
 
 
@@ -85,79 +85,81 @@ def _is_small_decode(batch: Batch) -> bool:
     return batch.extent.num_decodes == len(batch.input_ids) <= MAX_FUSED_TOKENS
 
 
-def load_dense(
-    shards: Shards,
-    names: TensorNames,
-    config: ModelConfig,
-    ops: Ops,
-    fused: FusedOps | None,
-    max_model_len: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> DenseDecoder:
-    """A decoder with the checkpoint's weights in `dtype` on `device`.
+def verify_dense(shards: Shards, names: TensorNames, config: ModelConfig) -> None:
+    """Check that a checkpoint holds the decoder's tensors, before any is loaded.
 
     Raises:
         CheckpointError: the tensors are not the ones that config.json promises.
         UnsupportedModelError: they are stored in a dtype that is not loaded.
     """
-    shapes = _expected_shapes(names, config)
-    layer_prefixes = [names.layer.format(i=i) for i in range(config.num_layers)]
-    ignored = [prefix + buffer for prefix in layer_prefixes for buffer in names.buffers]
+    ignored = [prefix + buffer for prefix in _prefixes(names, config) for buffer in names.buffers]
     if config.tie_word_embeddings:
         # Some writers store the tied head a second time.
         ignored.append(names.head)
-    shards.verify(shapes, ignored)
+    shards.verify(expected_shapes(names, config), ignored)
 
-    def load(*tensors: str) -> Tensor:
-        return shards.load(tensors, dtype, device)
 
-    embedding = load(names.embedding)
+def load_dense(
+    weights: WeightSource,
+    names: TensorNames,
+    config: ModelConfig,
+    ops: Ops,
+    fused: FusedOps | None,
+    max_model_len: int,
+    device: torch.device,
+) -> DenseDecoder:
+    """A decoder on `device` with the weights of a checkpoint that verify_dense has passed."""
+    embedding = weights.matrix(names.embedding)
     return DenseDecoder(
         config=config,
         ops=ops,
         fused=fused,
         embedding=embedding,
         layers=[
-            _load_layer(load, names, prefix, config, config.windows[i])
-            for i, prefix in enumerate(layer_prefixes)
+            _load_layer(weights, names, prefix, config, config.windows[i])
+            for i, prefix in enumerate(_prefixes(names, config))
         ],
-        final_norm=load(names.final_norm),
-        head=embedding if config.tie_word_embeddings else load(names.head),
+        final_norm=weights.vector(names.final_norm),
+        head=embedding if config.tie_word_embeddings else weights.matrix(names.head),
         cos_sin=cos_sin_table(config.rope, config.head_dim, max_model_len, device),
     )
 
 
+def _prefixes(names: TensorNames, config: ModelConfig) -> list[str]:
+    return [names.layer.format(i=i) for i in range(config.num_layers)]
+
+
 def _load_layer(
-    load: Callable[..., Tensor],
+    weights: WeightSource,
     names: TensorNames,
     prefix: str,
     config: ModelConfig,
     window: int | None,
 ) -> DecoderLayer:
+    matrix, vector = weights.matrix, weights.vector
     qkv = [prefix + name for name in names.qkv]
     return DecoderLayer(
-        input_norm=load(prefix + names.input_norm),
+        input_norm=vector(prefix + names.input_norm),
         attention=Attention(
-            qkv=load(*(name + "weight" for name in qkv)),
-            qkv_bias=load(*(name + "bias" for name in qkv)) if config.qkv_bias else None,
-            o=load(prefix + names.o),
-            q_norm=load(prefix + names.q_norm) if config.qk_norm else None,
-            k_norm=load(prefix + names.k_norm) if config.qk_norm else None,
+            qkv=matrix(*(name + "weight" for name in qkv)),
+            qkv_bias=vector(*(name + "bias" for name in qkv)) if config.qkv_bias else None,
+            o=matrix(prefix + names.o),
+            q_norm=vector(prefix + names.q_norm) if config.qk_norm else None,
+            k_norm=vector(prefix + names.k_norm) if config.qk_norm else None,
             eps=config.rms_norm_eps,
             scale=config.head_dim**-0.5,
             window=window,
         ),
-        post_norm=load(prefix + names.post_norm),
+        post_norm=vector(prefix + names.post_norm),
         mlp=Mlp(
-            gate_up=load(prefix + names.gate, prefix + names.up),
-            down=load(prefix + names.down),
+            gate_up=matrix(prefix + names.gate, prefix + names.up),
+            down=matrix(prefix + names.down),
         ),
         eps=config.rms_norm_eps,
     )
 
 
-def _expected_shapes(names: TensorNames, c: ModelConfig) -> Mapping[str, tuple[int, ...]]:
+def expected_shapes(names: TensorNames, c: ModelConfig) -> Mapping[str, tuple[int, ...]]:
     """Every tensor that the checkpoint must hold, with its shape."""
     q_rows, kv_rows = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
     parts = (q_rows, kv_rows, kv_rows)

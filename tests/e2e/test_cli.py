@@ -74,6 +74,8 @@ def test_serve_takes_the_names_of_the_demo_server(qwell: Run) -> None:
         (["serve", "--api-auth", "secret"], "must be USER:PASSWORD"),
         (["serve", "--serv", "x"], "unrecognized"),
         (["serve", "--dtype", "int8"], "--dtype"),
+        (["serve", "--weights", "int5"], "--weights"),
+        (["serve", "--kv-cache-dtype", "int4"], "--kv-cache-dtype"),
         (["chat", "--max-model-len", "-3"], "at least 1"),
         (["serve", "--kv-cache-tokens", "0"], "at least 1"),
         (["serve", "--gpu-memory-utilization", "1.5"], "in (0, 1]"),

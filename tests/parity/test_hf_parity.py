@@ -96,8 +96,9 @@ def test_fp32_logits_and_greedy_text_equal_hugging_face(
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
 @pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
 def test_bf16_distributions_are_those_of_hugging_face(
-    tmp_path: Path, family: str, tied: bool
+    tmp_path: Path, family: str, tied: bool, dtype: str
 ) -> None:
     model = make_checkpoint(
         tmp_path,
@@ -113,7 +114,7 @@ def test_bf16_distributions_are_those_of_hugging_face(
     exact_model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     ids = random_ids(200, 1000, seed=1)
     exact, theirs = hf_logits(exact_model, ids), hf_logits(model, ids)
-    ours = start_engine(tmp_path, dtype="bfloat16").logits(ids)
+    ours = start_engine(tmp_path, dtype=dtype).logits(ids)
     # The criterion has teeth only where distributions are not nearly flat.
     assert exact.softmax(-1).amax(-1).mean() > 0.02
     assert mean_kl(theirs, ours) <= BF16_MEAN_KL

@@ -50,12 +50,13 @@ def test_fp32_logits_and_greedy_text(tmp_path: Path, changes: dict[str, Any]) ->
     assert greedy(engine, text[:10], 64) == text[10:]
 
 
-def test_bf16_distributions(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+def test_bf16_distributions(tmp_path: Path, dtype: str) -> None:
     config = CONFIG | {"bf16": True, "fp32": False}
     weights = {name: t.bfloat16() for name, t in make_weights(config, seed=5).items()}
     write_checkpoint(tmp_path, config, weights)
     ids = ids_of(100)
-    engine = start_engine(tmp_path, dtype="bfloat16")
+    engine = start_engine(tmp_path, dtype=dtype)
     assert mean_kl(forward(config, weights, ids), engine.logits(ids.tolist())) <= 1e-3
 
 

@@ -63,6 +63,7 @@ class ScriptedEngine:
             vocab_size=tokenizer.vocab_size,
             device="cpu",
             dtype="float32",
+            weights="f32",
         )
 
     @property

@@ -59,6 +59,7 @@ def token_model(num_blocks: int, sample: Callable[..., Tensor] | None = None) ->
         max_model_len=num_blocks * BLOCK_SIZE,
         device=CPU,
         dtype=torch.float32,
+        weights="f32",
     )
 
 

@@ -176,12 +176,3 @@ def test_logits_need_no_running_request_to_stop(engine: Engine) -> None:
     free = engine.num_free_blocks
     run_to_end(engine)
     assert engine.num_free_blocks > free
-
-
-def test_half_precision_weights_on_a_cpu_without_it_run_in_float32(tmp_path: Path) -> None:
-    make_checkpoint(tmp_path, dtype=torch.bfloat16)
-    features = torch.cpu.get_capabilities()
-    native = features.get("avx512_bf16") or features.get("bf16")
-    assert start_engine(tmp_path).info.dtype == ("bfloat16" if native else "float32")
-    assert start_engine(tmp_path, dtype="bfloat16").info.dtype == "bfloat16"
-    assert start_engine(tmp_path, dtype="float16").info.dtype == "float16"

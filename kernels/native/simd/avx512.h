@@ -10,17 +10,27 @@
 namespace qwell::QWELL_ISA {
 namespace {
 
+inline constexpr int kVectorRegisters = 32;
+
 struct Vec {
   static constexpr int width = 16;
   __m512 v;
 };
 
 inline Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline Vec splat(float value) { return {_mm512_set1_ps(value)}; }
 
 inline constexpr bool kFused = true;
 inline Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+
+inline float max_lane(Vec a) { return _mm512_reduce_max_ps(a.v); }
+
+inline Vec times_power_of_two(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 
 inline __m256i load_16bit(const void* from) {
   return _mm256_loadu_si256(static_cast<const __m256i*>(from));

@@ -10,17 +10,35 @@
 namespace qwell::QWELL_ISA {
 namespace {
 
+inline constexpr int kVectorRegisters = 32;
+
 struct Vec {
   static constexpr int width = 4;
   float32x4_t v;
 };
 
 inline Vec operator+(Vec a, Vec b) { return {vaddq_f32(a.v, b.v)}; }
+inline Vec operator-(Vec a, Vec b) { return {vsubq_f32(a.v, b.v)}; }
 inline Vec operator*(Vec a, Vec b) { return {vmulq_f32(a.v, b.v)}; }
+inline Vec operator/(Vec a, Vec b) { return {vdivq_f32(a.v, b.v)}; }
+inline Vec min(Vec a, Vec b) { return {vminq_f32(a.v, b.v)}; }
+inline Vec max(Vec a, Vec b) { return {vmaxq_f32(a.v, b.v)}; }
 inline Vec splat(float value) { return {vdupq_n_f32(value)}; }
 
 inline constexpr bool kFused = true;
 inline Vec fma(Vec a, Vec b, Vec c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
+
+inline float max_lane(Vec a) { return vmaxvq_f32(a.v); }
+
+// In two factors: each a normal number, where 2^n need not be one.
+inline Vec times_power_of_two(Vec a, Vec n) {
+  const int32x4_t whole = vcvtnq_s32_f32(n.v);
+  const int32x4_t half = vshrq_n_s32(whole, 1);
+  const auto power = [](int32x4_t exponent) {
+    return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(exponent, vdupq_n_s32(127)), 23));
+  };
+  return {vmulq_f32(vmulq_f32(a.v, power(half)), power(vsubq_s32(whole, half)))};
+}
 
 inline Vec load(const float* from) { return {vld1q_f32(from)}; }
 

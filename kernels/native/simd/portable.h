@@ -34,6 +34,8 @@ inline void narrow(float value, Float16& out) {
   out.bits = static_cast<std::uint16_t>(sign | half);
 }
 
+inline constexpr int kVectorRegisters = 16;
+
 struct Vec {
   static constexpr int width = 4;
   float lane[width];
@@ -44,8 +46,46 @@ inline Vec operator+(Vec a, Vec b) {
   return a;
 }
 
+inline Vec operator-(Vec a, Vec b) {
+  for (int i = 0; i < Vec::width; ++i) a.lane[i] -= b.lane[i];
+  return a;
+}
+
 inline Vec operator*(Vec a, Vec b) {
   for (int i = 0; i < Vec::width; ++i) a.lane[i] *= b.lane[i];
+  return a;
+}
+
+inline Vec operator/(Vec a, Vec b) {
+  for (int i = 0; i < Vec::width; ++i) a.lane[i] /= b.lane[i];
+  return a;
+}
+
+inline Vec min(Vec a, Vec b) {
+  for (int i = 0; i < Vec::width; ++i) a.lane[i] = a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i];
+  return a;
+}
+
+inline Vec max(Vec a, Vec b) {
+  for (int i = 0; i < Vec::width; ++i) a.lane[i] = a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i];
+  return a;
+}
+
+inline float max_lane(Vec a) {
+  float most = a.lane[0];
+  for (float lane : a.lane) most = lane > most ? lane : most;
+  return most;
+}
+
+// In two factors: each a normal number, where 2^n need not be one.
+inline Vec times_power_of_two(Vec a, Vec n) {
+  for (int i = 0; i < Vec::width; ++i) {
+    // The sum's lowest bits count: no conversion, which a NaN does not have.
+    const std::uint32_t whole = to_bits(n.lane[i] + 0x1.8p23F) - to_bits(0x1.8p23F) + 256;
+    const std::uint32_t half = whole >> 1;
+    a.lane[i] *= from_bits((half - 128 + 127) << 23);
+    a.lane[i] *= from_bits((whole - half - 128 + 127) << 23);
+  }
   return a;
 }
 

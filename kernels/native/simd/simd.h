@@ -2,10 +2,15 @@
 
 // The fp32 vector of the instruction set QWELL_ISA that this unit is compiled for:
 //
-//   Vec                  Vec::width lanes, with + and *
+//   Vec                  Vec::width lanes, with + - * /
+//   kVectorRegisters     how many of them a core has
 //   splat(float)         one value in all lanes
 //   load(const T*)       Vec::width elements, unaligned, widened to fp32
 //   fma(a, b, c)         a * b + c, rounded once if kFused and twice where there is no such thing
+//   min(a, b), max(a, b) NaN where b is NaN
+//   max_lane(Vec)        the largest lane; any number if one is NaN
+//   times_power_of_two(a, n)
+//                        a * 2^n, rounded once, for a of 0.5 .. 2 and integers n of -200 .. 200
 //   store(T*, Vec)       rounds to nearest even and stores, unaligned; NaN stays NaN
 //   rounded<T>(Vec)      rounds to T and back
 //

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from qwell.cli.parser import parse_arguments
 from qwell.runtime.errors import QwellError
-from qwell.runtime.threads import wait_passively
+from qwell.runtime.threads import restrain_thread_pools
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 is success, 1 an error (one line on stderr), 2 a usage error, 128 + n the end by signal n.
     """
     arguments = parse_arguments(argv)
-    wait_passively()
+    restrain_thread_pools()
     # The level is set for qwell alone: libraries would log every request they make.
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("qwell").setLevel(logging.INFO)

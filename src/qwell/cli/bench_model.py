@@ -13,8 +13,8 @@ from qwell.bench.model.report import Report, heading, weights_table
 from qwell.bench.model.run import measure
 from qwell.kernels.native.ceilings import CeilingProbe
 from qwell.runtime.checkpoint.resolve import resolve_model
+from qwell.runtime.cpu import count_cores
 from qwell.runtime.engine_options import EngineOptions
-from qwell.runtime.threads import usable_cores
 
 
 def run_model(arguments: argparse.Namespace) -> int:
@@ -24,7 +24,7 @@ def run_model(arguments: argparse.Namespace) -> int:
         arguments.fail("--prefill 0 and --decode 0 leave nothing to measure")
     if arguments.compare_args and arguments.compare is None:
         arguments.fail("argument --compare-args: goes with --compare")
-    threads = arguments.threads or usable_cores()
+    threads = arguments.threads or count_cores().threads
     peer = None
     if arguments.compare is not None:
         program, gguf = arguments.compare
@@ -33,6 +33,7 @@ def run_model(arguments: argparse.Namespace) -> int:
         model=str(resolve_model(arguments.model)),
         device="cpu",
         threads=threads,
+        kv_cache_dtype=arguments.kv_cache_dtype,
         eager=arguments.eager,
         kernels=dict(arguments.kernel),
     )

@@ -22,8 +22,16 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=get_args(DType),
         default="auto",
-        help="of weights and activations (default: auto, the model's own)",
+        help="of activations, on GPUs of weights too (default: auto, the model's own on GPUs and "
+        "float32 on CPUs)",
     )
+    parser.add_argument(
+        "--weights",
+        choices=get_args(Weights),
+        default="auto",
+        help="format of the weights on CPUs (default: auto, the model's own)",
+    )
+    add_kv_cache_dtype(parser)
     parser.add_argument(
         "--max-model-len",
         metavar="N",
@@ -43,10 +51,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         default=0.9,
         help="share of a GPU's memory to take in all (default: 0.9)",
     )
+    add_threads(parser)
     parser.add_argument(
         "--eager",
         action="store_true",
-        help="run every step op by op instead of replaying captured ones (GPUs)",
+        help="run every step op by op instead of replaying captured ones",
     )
     add_kernel(parser)
     parser.add_argument(
@@ -86,7 +95,17 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
         "--threads",
         metavar="N",
         type=positive,
-        help="threads that compute on a CPU (default: one for each core of this process)",
+        help="threads that compute on a CPU (default: one for each core this process may use)",
+    )
+
+
+def add_kv_cache_dtype(parser: argparse.ArgumentParser) -> None:
+    """--kv-cache-dtype alone."""
+    parser.add_argument(
+        "--kv-cache-dtype",
+        choices=get_args(DType),
+        default="auto",
+        help="of the KV cache on CPUs (default: auto, the model's own)",
     )
 
 
@@ -104,9 +123,12 @@ def engine_options(arguments: argparse.Namespace, model: str) -> EngineOptions:
         model=model,
         device=arguments.device,
         dtype=arguments.dtype,
+        weights=arguments.weights,
+        kv_cache_dtype=arguments.kv_cache_dtype,
         max_model_len=arguments.max_model_len,
         kv_cache_tokens=arguments.kv_cache_tokens,
         gpu_memory_utilization=arguments.gpu_memory_utilization,
+        threads=arguments.threads,
         eager=arguments.eager,
         kernels=dict(arguments.kernel),
         batch_invariant=arguments.batch_invariant,

@@ -11,6 +11,7 @@ from typing import Any, get_args
 from qwell import __version__
 from qwell.cli.model_options import (
     add_kernel,
+    add_kv_cache_dtype,
     add_model,
     add_model_options,
     add_once,
@@ -192,6 +193,7 @@ def _add_quality(commands: Any) -> None:
         "(default: 512)",
     )
     add_threads(parser)
+    add_kv_cache_dtype(parser)
     parser.add_argument("--json", metavar="FILE", help="write the figures to this file as well")
 
 
@@ -273,6 +275,7 @@ def _add_bench_model(subjects: Any) -> None:
         help="sequences that decode at once (default: 1)",
     )
     add_threads(parser)
+    add_kv_cache_dtype(parser)
     parser.add_argument(
         "--runs", metavar="N", type=positive, default=5, help="of each measurement (default: 5)"
     )

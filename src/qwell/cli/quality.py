@@ -23,7 +23,12 @@ def run(arguments: argparse.Namespace) -> int:
     except UnicodeDecodeError as error:
         raise RequestError(f"{arguments.text} is not UTF-8: {error}") from error
     ids = Tokenizer.from_dir(folder).encode(text, parse_special=False)
-    options = EngineOptions(model=str(folder), device="cpu", threads=arguments.threads)
+    options = EngineOptions(
+        model=str(folder),
+        device="cpu",
+        threads=arguments.threads,
+        kv_cache_dtype=arguments.kv_cache_dtype,
+    )
     reference = arguments.reference_weights
     texts = windows(ids, arguments.window)
     found = list(compare_formats(options, reference, arguments.weights, texts))

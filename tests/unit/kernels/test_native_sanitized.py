@@ -1,4 +1,4 @@
-"""Builds the native kernels with sanitizers and runs their C++ test."""
+"""Builds the native code with sanitizers and runs its C++ tests."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ ROOT = Path(__file__).parents[3]
 @pytest.fixture(scope="module")
 def build(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("native")
+    _build(folder, sanitize="address,undefined", target="all")
+    return folder
+
+
+def _build(folder: Path, *, sanitize: str, target: str) -> None:
     options = [
         "-DQWELL_NATIVE_TESTS=ON",
-        "-DQWELL_SANITIZE=ON",
+        f"-DQWELL_SANITIZE={sanitize}",
         "-DQWELL_WERROR=ON",
         "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
     ]
     _run("cmake", "-S", str(ROOT), "-B", str(folder), *options)
-    _run("cmake", "--build", str(folder), "--parallel", "2")
-    return folder
+    _run("cmake", "--build", str(folder), "--target", target, "--parallel", "2")
 
 
 def _run(*command: str) -> str:
@@ -31,11 +35,21 @@ def _run(*command: str) -> str:
     return run.stdout
 
 
-def test_native_kernels_pass_under_the_sanitizers(build):
-    last = _run(str(build / "tests" / "native" / "test_rms_norm")).splitlines()[-1]
+def _passes(program: Path) -> None:
+    last = _run(str(program)).splitlines()[-1]
     counts = re.fullmatch(r"(\d+) passed, 0 failed", last)
     assert counts is not None, last
     assert int(counts[1]) > 0
+
+
+@pytest.mark.parametrize("name", ["test_pool", "test_rms_norm"])
+def test_native_code_passes_under_the_sanitizers(build, name):
+    _passes(build / "tests" / "native" / name)
+
+
+def test_the_pool_passes_under_the_thread_sanitizer(tmp_path):
+    _build(tmp_path, sanitize="thread", target="test_pool")
+    _passes(tmp_path / "tests" / "native" / "test_pool")
 
 
 def test_units_of_an_instruction_set_export_only_its_namespace(build):

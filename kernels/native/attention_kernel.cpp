@@ -1,0 +1,426 @@
+// Compiled once per instruction set; QWELL_ISA names the set and the namespace.
+//
+// Keys are taken in steps of 64, counted from key 0. Whatever rows share a tile, a row goes through
+// the same operations in the same order: a score is one chain over the features, an output one
+// chain over the row's keys, and maxima and sums are per row and step.
+
+#include <cstring>
+#include <type_traits>
+
+#include "attention.h"
+#include "simd/exp.h"
+#include "simd/simd.h"
+#include "simd/sum.h"
+#include "unroll.h"
+#include "widen.h"
+
+namespace qwell::QWELL_ISA {
+namespace {
+
+constexpr int kStepBlocks = 4;
+constexpr int kStepKeys = kStepBlocks * static_cast<int>(kBlockTokens);
+// Registers of a line of keys.
+constexpr int kLine = static_cast<int>(kBlockTokens) / Vec::width;
+
+// Rows that a kernel takes at a time, and the columns that leave registers for its operands.
+constexpr int kKernelRows = 4;
+constexpr int kernel_columns(int rows) {
+  int columns = kStepKeys / Vec::width;
+  while (columns * rows > kVectorRegisters / 2) columns /= 2;
+  return columns;
+}
+
+// Up to so many rows read 16-bit keys and values as they lie; more have them widened once.
+constexpr std::int64_t kDirectRows = 4;
+
+std::int64_t min(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+std::int64_t max(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
+std::int64_t clamp_to_step(std::int64_t key) { return max(0, min(key, kStepKeys)); }
+
+// Results of a split: for each row a weighted sum of values, the largest score and the sum of the
+// weights, which is 0 if the row sees no key of the split.
+template <class Float>
+struct Partial {
+  Float* sums;   // [rows, attention_width]
+  Float* most;   // [rows]
+  Float* total;  // [rows]
+
+  Partial(Float* data, std::int64_t rows, std::int64_t width)
+      : sums(data), most(data + rows * width), total(most + rows) {}
+};
+
+// Keys or values of a step: its blocks, and how far their lines are apart. Blocks that hold no
+// visible key stand for others; what comes of them is never used.
+template <class T>
+struct Step {
+  const T* keys[kStepBlocks];
+  const T* values[kStepBlocks];
+  std::int64_t value_stride;
+};
+
+// Keys of a step, from first to before last.
+struct Range {
+  std::int64_t first;
+  std::int64_t last;
+};
+
+// scores [Rows, 64] of q [Rows, head_dim], for Columns registers of keys from `key` on.
+template <int Rows, int Columns, class T>
+void score_columns(const float* q, const Step<T>& step, std::int64_t head_dim, int key,
+                   float* scores) {
+  const T* line[Columns];
+  Vec sums[Rows][Columns];
+  unroll<Columns>([&](auto c) QWELL_INLINE {
+    const int lane = key + c * Vec::width;
+    line[c] = step.keys[lane / kBlockTokens] + lane % kBlockTokens;
+    unroll<Rows>([&](auto r) QWELL_INLINE { sums[r][c] = splat(0.0F); });
+  });
+  for (std::int64_t d = 0; d < head_dim; ++d) {
+    Vec keys[Columns];
+    unroll<Columns>([&](auto c) QWELL_INLINE { keys[c] = load(line[c] + d * kBlockTokens); });
+    unroll<Rows>([&](auto r) QWELL_INLINE {
+      const Vec query = splat(q[r * head_dim + d]);
+      unroll<Columns>([&](auto c) QWELL_INLINE { sums[r][c] = fma(query, keys[c], sums[r][c]); });
+    });
+  }
+  unroll<Rows>([&](auto r) QWELL_INLINE {
+    unroll<Columns>([&](auto c) QWELL_INLINE {
+      store(scores + r * kStepKeys + key + c * Vec::width, sums[r][c]);
+    });
+  });
+}
+
+// sums [Rows, width] += weights [Rows, 64] times values, over the keys of a range.
+template <int Rows, int Columns, class T>
+void mix_columns(const float* weights, const Step<T>& step, Range keys, std::int64_t column,
+                 float* sums, std::int64_t width) {
+  Vec mixed[Rows][Columns];
+  unroll<Rows>([&](auto r) QWELL_INLINE {
+    unroll<Columns>([&](auto c) QWELL_INLINE {
+      mixed[r][c] = load(sums + r * width + column + c * Vec::width);
+    });
+  });
+  for (std::int64_t key = keys.first; key < keys.last; ++key) {
+    const T* line =
+        step.values[key / kBlockTokens] + key % kBlockTokens * step.value_stride + column;
+    Vec values[Columns];
+    unroll<Columns>([&](auto c) QWELL_INLINE { values[c] = load(line + c * Vec::width); });
+    unroll<Rows>([&](auto r) QWELL_INLINE {
+      const Vec weight = splat(weights[r * kStepKeys + key]);
+      unroll<Columns>(
+          [&](auto c) QWELL_INLINE { mixed[r][c] = fma(weight, values[c], mixed[r][c]); });
+    });
+  }
+  unroll<Rows>([&](auto r) QWELL_INLINE {
+    unroll<Columns>([&](auto c) QWELL_INLINE {
+      store(sums + r * width + column + c * Vec::width, mixed[r][c]);
+    });
+  });
+}
+
+template <int Rows, class T>
+void score_rows(const float* q, const Step<T>& step, std::int64_t head_dim, float* scores) {
+  constexpr int kColumns = kernel_columns(Rows);
+  for (int key = 0; key < kStepKeys; key += kColumns * Vec::width) {
+    score_columns<Rows, kColumns>(q, step, head_dim, key, scores);
+  }
+}
+
+template <int Rows, class T>
+void mix_rows(const float* weights, const Step<T>& step, Range keys, float* sums,
+              std::int64_t width) {
+  constexpr int kColumns = kernel_columns(Rows);
+  std::int64_t column = 0;
+  for (; column + kColumns * Vec::width <= width; column += kColumns * Vec::width) {
+    mix_columns<Rows, kColumns>(weights, step, keys, column, sums, width);
+  }
+  for (; column < width; column += Vec::width) {
+    mix_columns<Rows, 1>(weights, step, keys, column, sums, width);
+  }
+}
+
+// Calls body(rows at a time, row) until all rows are done.
+template <class Body>
+void by_rows(std::int64_t rows, const Body& body) {
+  std::int64_t row = 0;
+  for (; row + kKernelRows <= rows; row += kKernelRows) {
+    body(std::integral_constant<int, kKernelRows>{}, row);
+  }
+  switch (rows - row) {
+    case 3:
+      return body(std::integral_constant<int, 3>{}, row);
+    case 2:
+      return body(std::integral_constant<int, 2>{}, row);
+    case 1:
+      return body(std::integral_constant<int, 1>{}, row);
+    default:
+      return;
+  }
+}
+
+// One row's scores [64] of a step become weights relative to the largest score so far; what was
+// summed before is scaled to that. Keys outside the range weigh 0, whatever their scores are.
+void weigh(float* scores, Range keys, float* most, float* totals, float* sums,
+           std::int64_t width) {
+  for (std::int64_t key = 0; key < keys.first; ++key) scores[key] = -__builtin_inff();
+  for (std::int64_t key = keys.last; key < kStepKeys; ++key) scores[key] = -__builtin_inff();
+
+  Vec larger = load(scores);
+  for (int key = Vec::width; key < kStepKeys; key += Vec::width) {
+    larger = max(larger, load(scores + key));
+  }
+  const float step_most = max_lane(larger);
+  if (step_most > *most) {
+    const Vec factor = exp(splat(*most) - splat(step_most));
+    *most = step_most;
+    for (int lane = 0; lane < kBlockTokens; lane += Vec::width) {
+      store(totals + lane, load(totals + lane) * factor);
+    }
+    for (std::int64_t d = 0; d < width; d += Vec::width) store(sums + d, load(sums + d) * factor);
+  }
+
+  const Vec shift = splat(*most);
+  Vec weights[kStepBlocks][kLine];
+  for (int block = 0; block < kStepBlocks; ++block) {
+    for (int line = 0; line < kLine; ++line) {
+      float* at = scores + block * kBlockTokens + line * Vec::width;
+      weights[block][line] = exp(load(at) - shift);
+      store(at, weights[block][line]);
+    }
+  }
+  for (int line = 0; line < kLine; ++line) {
+    const Vec step_total =
+        (weights[0][line] + weights[1][line]) + (weights[2][line] + weights[3][line]);
+    store(totals + line * Vec::width, load(totals + line * Vec::width) + step_total);
+  }
+}
+
+// Lines of `count` elements, widened and padded with zeros to lines of `stride` floats.
+template <class T>
+void widen_lines(const T* from, std::int64_t lines, std::int64_t count, float* to,
+                 std::int64_t stride) {
+  for (std::int64_t line = 0; line < lines; ++line, from += count, to += stride) {
+    std::int64_t i = 0;
+    for (; i + Vec::width <= count; i += Vec::width) store(to + i, load(from + i));
+    for (; i < count; ++i) to[i] = widen(from[i]);
+    for (; i < stride; ++i) to[i] = 0.0F;
+  }
+}
+
+// A tile, and the space to walk over its keys.
+struct Walk {
+  const AttentionCall& call;
+  const AttentionTile& tile;
+  const std::int64_t group;  // heads of a key/value head
+  const std::int64_t rows;
+  const std::int64_t width;
+
+  float* const scores;  // [rows, 64]
+  float* const totals;  // [rows, 16]
+  float* const keys;    // [4, head_dim, 16]
+  float* const values;  // [4, 16, width]
+  float* const q;       // [rows, head_dim], scaled
+
+  Walk(const AttentionCall& of, const AttentionTile& over, float* scratch)
+      : call(of),
+        tile(over),
+        group(of.num_heads / of.num_kv_heads),
+        rows(over.queries * group),
+        width(attention_width(of.head_dim)),
+        scores(scratch),
+        totals(scores + rows * kStepKeys),
+        keys(totals + rows * kBlockTokens),
+        values(keys + kStepKeys * of.head_dim),
+        q(values + kStepKeys * width) {}
+
+  std::int64_t oldest_visible(std::int64_t query) const {
+    return call.window > 0 ? max(0, tile.position + query - call.window + 1) : 0;
+  }
+
+  // What a query sees of the step that starts at a key.
+  Range visible(std::int64_t query, std::int64_t start) const {
+    return {clamp_to_step(oldest_visible(query) - start),
+            clamp_to_step(tile.position + query + 1 - start)};
+  }
+};
+
+void load_queries(const Walk& walk) {
+  const std::int64_t head_dim = walk.call.head_dim;
+  const std::int64_t line = walk.group * head_dim;
+  for (std::int64_t query = 0; query < walk.tile.queries; ++query) {
+    const std::int64_t token = walk.tile.row + query;
+    const float* from = walk.call.q + (token * walk.call.num_kv_heads + walk.tile.kv_head) * line;
+    float* to = walk.q + query * line;
+    for (std::int64_t i = 0; i < line; ++i) to[i] = from[i] * walk.call.scale;
+  }
+}
+
+// The blocks of the step that starts at a key. `sources` says which of them each one is: the
+// first visible block stands for those without a visible key, which need not exist.
+template <class T>
+Step<T> find_step(const Walk& walk, std::int64_t start, std::int64_t (&sources)[kStepBlocks]) {
+  const std::int64_t first = walk.visible(0, start).first / kBlockTokens;
+  const std::int64_t last = walk.visible(walk.tile.queries - 1, start).last;
+  const std::int64_t block_size = kBlockTokens * walk.call.head_dim;
+  Step<T> step{.keys = {}, .values = {}, .value_stride = walk.call.head_dim};
+  for (int b = 0; b < kStepBlocks; ++b) {
+    sources[b] = b >= first && b * kBlockTokens < last ? b : first;
+    const std::int64_t block = walk.tile.blocks[start / kBlockTokens + sources[b]];
+    const std::int64_t offset =
+        (block * walk.call.num_kv_heads + walk.tile.kv_head) * block_size;
+    step.keys[b] = static_cast<const T*>(walk.call.k_cache) + offset;
+    step.values[b] = static_cast<const T*>(walk.call.v_cache) + offset;
+  }
+  return step;
+}
+
+template <class T>
+Step<float> widen_step(const Walk& walk, const Step<T>& step,
+                       const std::int64_t (&sources)[kStepBlocks]) {
+  const std::int64_t head_dim = walk.call.head_dim;
+  const std::int64_t block_size = kBlockTokens * head_dim;
+  Step<float> wide{.keys = {}, .values = {}, .value_stride = walk.width};
+  for (int b = 0; b < kStepBlocks; ++b) {
+    float* keys = walk.keys + sources[b] * block_size;
+    float* values = walk.values + sources[b] * kBlockTokens * walk.width;
+    wide.keys[b] = keys;
+    wide.values[b] = values;
+    if (sources[b] != b) continue;
+    widen_lines(step.keys[b], 1, block_size, keys, block_size);
+    widen_lines(step.values[b], kBlockTokens, head_dim, values, walk.width);
+  }
+  return wide;
+}
+
+template <class T>
+void mix(const Walk& walk, const Step<T>& step, Range keys, std::int64_t first_row,
+         std::int64_t rows, float* sums) {
+  if (keys.first >= keys.last) return;
+  by_rows(rows, [&](auto count, std::int64_t offset) {
+    const std::int64_t row = first_row + offset;
+    mix_rows<count>(walk.scores + row * kStepKeys, step, keys, sums + row * walk.width,
+                    walk.width);
+  });
+}
+
+template <class T>
+void attend(const Walk& walk, const Step<T>& step, std::int64_t start,
+            const Partial<float>& partial) {
+  by_rows(walk.rows, [&](auto count, std::int64_t row) {
+    score_rows<count>(walk.q + row * walk.call.head_dim, step, walk.call.head_dim,
+                      walk.scores + row * kStepKeys);
+  });
+  for (std::int64_t row = 0; row < walk.rows; ++row) {
+    const Range keys = walk.visible(row / walk.group, start);
+    if (keys.first >= keys.last) continue;
+    weigh(walk.scores + row * kStepKeys, keys, partial.most + row,
+          walk.totals + row * kBlockTokens, partial.sums + row * walk.width, walk.width);
+  }
+
+  // What all queries see is mixed for the whole tile, what only some see query by query. A row
+  // takes its keys in ascending order and no other key, not even with weight 0: that would make
+  // NaN of what a later token's infinite value is.
+  Range common{walk.visible(walk.tile.queries - 1, start).first, walk.visible(0, start).last};
+  common.last = max(common.first, common.last);
+  for (std::int64_t query = 0; query < walk.tile.queries; ++query) {
+    const Range own = walk.visible(query, start);
+    mix(walk, step, {own.first, min(own.last, common.first)}, query * walk.group, walk.group,
+        partial.sums);
+  }
+  mix(walk, step, common, 0, walk.rows, partial.sums);
+  for (std::int64_t query = 0; query < walk.tile.queries; ++query) {
+    const Range own = walk.visible(query, start);
+    mix(walk, step, {max(own.first, common.last), own.last}, query * walk.group, walk.group,
+        partial.sums);
+  }
+}
+
+template <class T>
+void walk_split(const Walk& walk, std::int64_t split, const Partial<float>& partial) {
+  for (std::int64_t i = 0; i < walk.rows * walk.width; ++i) partial.sums[i] = 0.0F;
+  for (std::int64_t i = 0; i < walk.rows * kBlockTokens; ++i) walk.totals[i] = 0.0F;
+  for (std::int64_t row = 0; row < walk.rows; ++row) partial.most[row] = -__builtin_inff();
+
+  const bool padded = walk.width != walk.call.head_dim;
+  const bool direct = !padded && (std::is_same_v<T, float> || walk.rows <= kDirectRows);
+  const std::int64_t oldest = walk.oldest_visible(0) / kStepKeys * kStepKeys;
+  const std::int64_t end = min((split + 1) * kSplitKeys, walk.tile.position + walk.tile.queries);
+  for (std::int64_t start = max(split * kSplitKeys, oldest); start < end; start += kStepKeys) {
+    std::int64_t sources[kStepBlocks];
+    const Step<T> step = find_step<T>(walk, start, sources);
+    if (direct) {
+      attend(walk, step, start, partial);
+    } else {
+      attend(walk, widen_step(walk, step, sources), start, partial);
+    }
+  }
+
+  for (std::int64_t row = 0; row < walk.rows; ++row) {
+    Vec lanes[kLine];
+    for (int line = 0; line < kLine; ++line) {
+      lanes[line] = load(walk.totals + row * kBlockTokens + line * Vec::width);
+    }
+    partial.total[row] = sum_lanes(lanes);
+  }
+}
+
+}  // namespace
+
+void attention_split(const AttentionCall& call, const AttentionTile& tile, std::int64_t split,
+                     float* scratch, float* partial) {
+  const Walk walk(call, tile, scratch);
+  const Partial<float> result(partial, walk.rows, walk.width);
+  load_queries(walk);
+  switch (call.cache_dtype) {
+    case DType::float32:
+      return walk_split<float>(walk, split, result);
+    case DType::bfloat16:
+      return walk_split<BFloat16>(walk, split, result);
+    case DType::float16:
+      return walk_split<Float16>(walk, split, result);
+  }
+}
+
+void attention_merge(const AttentionCall& call, const AttentionTile& tile, float* into,
+                     const float* later) {
+  const std::int64_t rows = tile.queries * (call.num_heads / call.num_kv_heads);
+  const std::int64_t width = attention_width(call.head_dim);
+  const Partial<float> a(into, rows, width);
+  const Partial<const float> b(later, rows, width);
+  for (std::int64_t row = 0; row < rows; ++row) {
+    if (b.total[row] == 0.0F) continue;
+    float* sums = a.sums + row * width;
+    const float* later_sums = b.sums + row * width;
+    if (a.total[row] == 0.0F) {
+      std::memcpy(sums, later_sums, static_cast<std::size_t>(width) * sizeof(float));
+      a.most[row] = b.most[row];
+      a.total[row] = b.total[row];
+      continue;
+    }
+    const float most = a.most[row] > b.most[row] ? a.most[row] : b.most[row];
+    const Vec factor = exp(splat(a.most[row]) - splat(most));
+    const Vec later_factor = exp(splat(b.most[row]) - splat(most));
+    for (std::int64_t d = 0; d < width; d += Vec::width) {
+      store(sums + d, fma(load(later_sums + d), later_factor, load(sums + d) * factor));
+    }
+    const Vec total = fma(splat(b.total[row]), later_factor, splat(a.total[row]) * factor);
+    a.most[row] = most;
+    a.total[row] = max_lane(total);
+  }
+}
+
+void attention_finish(const AttentionCall& call, const AttentionTile& tile, const float* partial) {
+  const std::int64_t group = call.num_heads / call.num_kv_heads;
+  const std::int64_t width = attention_width(call.head_dim);
+  const Partial<const float> result(partial, tile.queries * group, width);
+  for (std::int64_t row = 0; row < tile.queries * group; ++row) {
+    const std::int64_t token = tile.row + row / group;
+    const std::int64_t head = tile.kv_head * group + row % group;
+    float* out = call.out + (token * call.num_heads + head) * call.head_dim;
+    const float* sums = result.sums + row * width;
+    const float total = result.total[row];
+    for (std::int64_t d = 0; d < call.head_dim; ++d) out[d] = total == 0.0F ? 0.0F : sums[d] / total;
+  }
+}
+
+}  // namespace qwell::QWELL_ISA

@@ -1,0 +1,96 @@
+"""What this process may use of the machine's CPUs. Torch-free."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+
+@dataclass(frozen=True)
+class Cores:
+    """Cores that this process may run on.
+
+    Attributes:
+        physical: number of them; hardware threads of one core count as one.
+        quota: CPUs' worth of time that the control groups grant, None without a limit.
+    """
+
+    physical: int
+    quota: float | None
+
+    @property
+    def threads(self) -> int:
+        """Threads that can all run all the time.
+
+        A thread more than the quota has time for would have all of them stopped, several times a
+        second, for as long as it takes.
+        """
+        return self.physical if self.quota is None else max(1, min(self.physical, int(self.quota)))
+
+
+def count_cores(cpus: Collection[int] | None = None, root: Path = Path("/")) -> Cores:
+    """Cores among `cpus`, by default those that the affinity mask allows.
+
+    `root` holds proc and sys; a system without them has a core for each CPU, and no quota.
+    """
+    if cpus is None:
+        cpus = _allowed_cpus()
+    topology = root / "sys/devices/system/cpu"
+    siblings = {
+        _read(topology / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in cpus
+    }
+    return Cores(len(siblings), _quota(root))
+
+
+def missing_for_avx2(root: Path = Path("/")) -> list[str]:
+    """What an x86-64 CPU lacks for the AVX2 kernels, named as the kernel names it."""
+    for line in (_read(root / "proc/cpuinfo") or "").splitlines():
+        name, _, flags = line.partition(":")
+        if name.strip() == "flags":
+            return sorted({"avx2", "fma", "f16c"} - set(flags.split()))
+    return ["avx2, fma or f16c"]
+
+
+def _allowed_cpus() -> Collection[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return range(os.cpu_count() or 1)
+
+
+def _quota(root: Path) -> float | None:
+    """The least quota of this process's control groups and of those that they are in."""
+    quotas = []
+    for line in (_read(root / "proc/self/cgroup") or "").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            mount, read = root / "sys/fs/cgroup", _quota_v2
+        elif "cpu" in controllers.split(","):
+            mount, read = root / "sys/fs/cgroup/cpu", _quota_v1
+        else:
+            continue
+        # In a container the path may be that of the host: only its root is there then.
+        group = PurePosixPath(path.lstrip("/"))
+        quotas += [read(mount / folder) for folder in (group, *group.parents)]
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _quota_v2(group: Path) -> float | None:
+    quota, _, period = (_read(group / "cpu.max") or "max").partition(" ")
+    return None if quota == "max" else int(quota) / int(period)
+
+
+def _quota_v1(group: Path) -> float | None:
+    quota = _read(group / "cpu.cfs_quota_us")
+    period = _read(group / "cpu.cfs_period_us")
+    if quota is None or period is None or int(quota) <= 0:
+        return None
+    return int(quota) / int(period)
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None

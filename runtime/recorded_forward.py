@@ -1,0 +1,99 @@
+"""The forward pass recorded once and replayed on CPUs: one call a step, without Python in it.
+
+A recording holds the addresses that its ops read and write, and the number of tokens is open: so
+any step, of prompts, decodes or both, is copied into static columns and replayed.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from qwell.kernels.native.runner import Runner
+from qwell.kernels.ops import Extent
+from qwell.runtime.batch import Batch
+from qwell.runtime.decode_graphs import Decoder
+from qwell.runtime.kv_cache import KVCache, blocks_for
+
+log = logging.getLogger(__name__)
+
+Column = npt.NDArray[np.int32]
+
+
+class RecordedForward:
+    """Replays steps of up to so many tokens, sequences and rows of logits."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        cache: KVCache,
+        runner: Runner,
+        *,
+        max_tokens: int,
+        max_seqs: int,
+        max_model_len: int,
+    ) -> None:
+        """Record a forward pass; nothing is computed.
+
+        Args:
+            decoder, cache: what a step computes and where its keys and values go.
+            runner: where all ops of the decoder's forward pass go.
+            max_tokens: most tokens of a step.
+            max_seqs: most sequences, and most rows of logits.
+            max_model_len: most tokens of a sequence.
+        """
+        self._input_ids = _column(max_tokens)
+        self._positions = _column(max_tokens)
+        self._slot_mapping = _column(max_tokens)
+        self._block_table = _column(max_seqs, blocks_for(max_model_len))
+        self._cu_seqlens_q = _column(max_seqs + 1)
+        self._seq_lens = _column(max_seqs)
+        self._logit_rows = _column(max_seqs)
+        batch = Batch(
+            input_ids=torch.from_numpy(self._input_ids),
+            positions=torch.from_numpy(self._positions),
+            slot_mapping=torch.from_numpy(self._slot_mapping),
+            block_table=torch.from_numpy(self._block_table),
+            cu_seqlens_q=torch.from_numpy(self._cu_seqlens_q),
+            seq_lens=torch.from_numpy(self._seq_lens),
+            logit_rows=torch.from_numpy(self._logit_rows),
+            extent=Extent(num_decodes=0, max_query_len=max_tokens, max_seq_len=max_model_len),
+        )
+        self._replay = runner.record(
+            lambda: decoder.forward(batch, cache), batch.input_ids, batch.logit_rows
+        )
+        log.info("recorded the forward pass: %d ops", len(self._replay))
+
+    def serves(self, batch: Batch) -> bool:
+        """Whether `run` takes this batch: it has no more of anything than was recorded."""
+        seqs, blocks = batch.block_table.shape
+        return (
+            len(batch.input_ids) <= len(self._input_ids)
+            and seqs <= len(self._block_table)
+            and blocks <= self._block_table.shape[1]
+            and len(batch.logit_rows) <= len(self._logit_rows)
+        )
+
+    def run(self, batch: Batch) -> Tensor:
+        """Logits [R, V] of a batch that `serves` accepts; valid until the next run."""
+        tokens, rows = len(batch.input_ids), len(batch.logit_rows)
+        seqs, blocks = batch.block_table.shape
+        # Entries beyond are of older steps: no op looks at more rows than it is told.
+        self._input_ids[:tokens] = batch.input_ids.numpy()
+        self._positions[:tokens] = batch.positions.numpy()
+        self._slot_mapping[:tokens] = batch.slot_mapping.numpy()
+        self._block_table[:seqs, :blocks] = batch.block_table.numpy()
+        self._seq_lens[:seqs] = batch.seq_lens.numpy()
+        self._logit_rows[:rows] = batch.logit_rows.numpy()
+        # How many sequences there are, attention sees where the first rows reach the last.
+        self._cu_seqlens_q[: seqs + 1] = batch.cu_seqlens_q.numpy()
+        self._cu_seqlens_q[seqs + 1 :] = tokens
+        return self._replay(tokens, rows)
+
+
+def _column(*shape: int) -> Column:
+    return np.zeros(shape, dtype=np.int32)
