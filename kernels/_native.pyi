@@ -32,6 +32,20 @@ class WeightFormat(enum.Enum):
     int8 = 3
     int4 = 4
 
+class LinearCall:
+    def __init__(
+        self,
+        *,
+        format: WeightFormat,
+        x: int,
+        weight: int,
+        bias: int,
+        y: int,
+        rows: int,
+        columns: int,
+        outputs: int,
+    ) -> None: ...
+
 class AttentionCall:
     def __init__(
         self,
@@ -107,7 +121,9 @@ class SiluMulCall:
     def __init__(self, *, gate_up: int, y: int, rows: int, width: int) -> None: ...
 
 # Only in this file: what the overloads of run and append take.
-Call: TypeAlias = AttentionCall | EmbeddingCall | RmsNormCall | RopeCall | SiluMulCall
+Call: TypeAlias = (
+    AttentionCall | EmbeddingCall | LinearCall | RmsNormCall | RopeCall | SiluMulCall
+)
 
 class Tape:
     def __init__(self) -> None: ...

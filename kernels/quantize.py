@@ -28,6 +28,20 @@ def quantize_int4(weight: Tensor) -> IntWeight:
     return _int_weight(*round_int4(weight), bits=4)
 
 
+def quantize_activations(x: Tensor) -> Tensor:
+    """What the integer products of CPUs make of activations: float32 [T, K] -> [T, K].
+
+    Integers -127 .. 127 times max|x| / 127 of each 32 columns of a row; groups below 2^-100 are
+    zero, groups with an infinity or NaN are NaN.
+    """
+    groups = _groups(x)
+    largest = groups.abs().amax(dim=-1, keepdim=True)
+    codes = torch.where(largest < 2.0**-100, 0.0, groups * (127 / largest)).round()
+    values = torch.where(codes == 0, 0.0, codes * (largest / 127))
+    quantised: Tensor = torch.where(largest.isfinite(), values, torch.nan).flatten(1)
+    return quantised
+
+
 def quantize_fp8(weight: Tensor) -> Fp8Weight:
     """float8_e4m3fn, scale max|w| / 448 of each block of [128, 128]; weight [N, K]."""
     rows, columns = weight.shape

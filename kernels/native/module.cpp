@@ -8,6 +8,7 @@
 #include "dtype.h"
 #include "embedding.h"
 #include "isa.h"
+#include "linear.h"
 #include "packed.h"
 #include "pool.h"
 #include "rms_norm.h"
@@ -44,6 +45,26 @@ void define_embedding(nb::module_& module) {
                                             .packed = packed};
           },
           nb::kw_only(), "ids"_a, "table"_a, "y"_a, "rows"_a, "width"_a, "format"_a, "packed"_a);
+}
+
+void define_linear(nb::module_& module) {
+  nb::class_<qwell::LinearCall>(module, "LinearCall")
+      .def(
+          "__init__",
+          [](qwell::LinearCall* call, qwell::WeightFormat format, Address x, Address weight,
+             Address bias, Address y, std::int64_t rows, std::int64_t columns,
+             std::int64_t outputs) {
+            new (call) qwell::LinearCall{.x = pointer<const float>(x),
+                                         .weight = pointer(weight),
+                                         .bias = pointer<const float>(bias),
+                                         .y = pointer<float>(y),
+                                         .rows = rows,
+                                         .columns = columns,
+                                         .outputs = outputs,
+                                         .format = format};
+          },
+          nb::kw_only(), "format"_a, "x"_a, "weight"_a, "bias"_a, "y"_a, "rows"_a, "columns"_a,
+          "outputs"_a);
 }
 
 void define_silu_mul(nb::module_& module) {
@@ -207,11 +228,13 @@ NB_MODULE(_native, module) {
   define_ceilings(module);
   define_attention(module);
   define_embedding(module);
+  define_linear(module);
   define_rms_norm(module);
   define_rope(module);
   define_silu_mul(module);
   define_runs<qwell::AttentionCall>(module, tape);
   define_runs<qwell::EmbeddingCall>(module, tape);
+  define_runs<qwell::LinearCall>(module, tape);
   define_runs<qwell::RmsNormCall>(module, tape);
   define_runs<qwell::RopeCall>(module, tape);
   define_runs<qwell::SiluMulCall>(module, tape);

@@ -5,6 +5,7 @@ namespace {
 
 void run_op(Isa isa, Pool& pool, const AttentionCall& call) { attention(isa, pool, call); }
 void run_op(Isa, Pool& pool, const EmbeddingCall& call) { embedding(pool, call); }
+void run_op(Isa isa, Pool& pool, const LinearCall& call) { linear(isa, pool, call); }
 void run_op(Isa isa, Pool& pool, const RmsNormCall& call) { rms_norm(isa, pool, call); }
 void run_op(Isa isa, Pool& pool, const RopeCall& call) { rope(isa, pool, call); }
 void run_op(Isa isa, Pool& pool, const SiluMulCall& call) { silu_mul(isa, pool, call); }

@@ -7,6 +7,7 @@
 #include "attention.h"
 #include "embedding.h"
 #include "isa.h"
+#include "linear.h"
 #include "pool.h"
 #include "rms_norm.h"
 #include "rope.h"
@@ -14,7 +15,8 @@
 
 namespace qwell {
 
-using Call = std::variant<AttentionCall, EmbeddingCall, RmsNormCall, RopeCall, SiluMulCall>;
+using Call =
+    std::variant<AttentionCall, EmbeddingCall, LinearCall, RmsNormCall, RopeCall, SiluMulCall>;
 
 // What the rows of a call are, and so how many a step has of them.
 enum class Rows { tokens, logits };

@@ -1,0 +1,28 @@
+#pragma once
+
+#include "simd.h"
+
+// Dot products of codes, Vec::width rows of four columns each, with four signed bytes:
+//
+//   Codes               load_codes(const uint8_t*), low_halves(Codes), high_halves(Codes)
+//   Int8Dot, Int4Dot    of codes 1 .. 255 with zero point 128, and 0 .. 15 with 8
+//     Weights prepare(Codes)           once for all that they are multiplied with
+//     Sum begin(zero)                  exact sums of up to 32 columns
+//     add(Sum&, Weights, quad)         quad holds four bytes of -127 .. 127
+//     Vec end(Sum, zero)               sum (code - zero point) * x; `zero` points to the bytes'
+//                                      sum times the negated zero point
+//   kIntTokens          tokens whose sums fit the registers
+//
+// Of bfloat16, two columns of a row in a word: with QWELL_BF16_DOT dot_pairs(sum, weights, pair) is
+// sum + w0 * x0 + w1 * x1, without it even_of_pairs(from) and odd_of_pairs(from) widen one column
+// of Vec::width words.
+
+#if defined(QWELL_ISA_AVX512) || defined(QWELL_ISA_AVX512_BF16)
+#include "dot_avx512.h"
+#elif defined(QWELL_ISA_AVX2)
+#include "dot_avx2.h"
+#elif defined(QWELL_ISA_NEON) || defined(QWELL_ISA_NEON_DOTPROD)
+#include "dot_neon.h"
+#else
+#include "dot_portable.h"
+#endif
