@@ -55,8 +55,10 @@ def quantize_activations(x: Tensor) -> Tensor:
     """
     groups = _groups(x)
     largest = groups.abs().amax(dim=-1, keepdim=True)
-    codes = torch.where(largest < 2.0**-100, 0.0, groups * (127 / largest)).round()
-    values = torch.where(codes == 0, 0.0, codes * (largest / 127))
+    # A tensor: torch divides a number by a tensor as number * (1 / tensor), rounded twice.
+    most = torch.tensor(127.0)
+    codes = torch.where(largest < 2.0**-100, 0.0, groups * (most / largest)).round()
+    values = torch.where(codes == 0, 0.0, codes * (largest / most))
     quantised: Tensor = torch.where(largest.isfinite(), values, torch.nan).flatten(1)
     return quantised
 

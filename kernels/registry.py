@@ -54,7 +54,7 @@ _BLAS = Candidate("blas", devices=("cuda",), batch_invariant=False)
 _CANDIDATES: dict[str, tuple[Candidate, ...]] = {
     "embedding": (_NATIVE_F32, _TRITON, _REFERENCE),
     "rms_norm": (_NATIVE, _TRITON, _REFERENCE),
-    "linear": (_BLAS, _TRITON, _REFERENCE),
+    "linear": (_NATIVE_F32, _BLAS, _TRITON, _REFERENCE),
     "rope": (_NATIVE_F32, _TRITON, _REFERENCE),
     "attention": (_NATIVE_F32, _TRITON, _REFERENCE),
     "silu_mul": (_NATIVE_F32, _TRITON, _REFERENCE),
@@ -89,6 +89,9 @@ def build_ops(
     unknown = sorted(wanted.keys() - set(OP_NAMES))
     if unknown:
         raise KernelError(f"no op named {', '.join(unknown)}; the ops are {', '.join(OP_NAMES)}")
+    if device.type == "cpu" and not takes_packed_weights(device, dtype, wanted):
+        # The native product has nothing to read where weights stay plain for another op's sake.
+        wanted.setdefault("linear", _REFERENCE.family)
     chosen = {}
     for op in OP_NAMES:
         override = wanted.get(op)

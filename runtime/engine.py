@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceOf
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,11 +23,13 @@ from qwell.runtime.kv_cache import BLOCK_SIZE, BlockPool, blocks_for
 from qwell.runtime.loader import LoadedModel, load_model
 from qwell.runtime.messages import EngineInfo, FinishReason, TokenOutput
 from qwell.runtime.precision import dtype_name
-from qwell.runtime.recorded_forward import RecordedForward
 from qwell.runtime.sampled_ids import SampledIds
 from qwell.runtime.sampler import sample_next
 from qwell.runtime.sampling_params import SamplingParams
 from qwell.runtime.scheduler import Chunk, Scheduler, Sequence
+
+if TYPE_CHECKING:
+    from qwell.runtime.recorded_forward import RecordedForward
 
 
 class Engine:
@@ -244,6 +246,9 @@ def _capture(model: LoadedModel, options: EngineOptions) -> DecodeGraphs | Recor
         )
     if model.runner is None or not is_native(model.decoder.ops):
         return None
+    # Imported here: GPUs need no native code, and a checkout that is not built has none.
+    from qwell.runtime.recorded_forward import RecordedForward
+
     return RecordedForward(
         model.decoder,
         model.cache,
