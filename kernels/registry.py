@@ -54,7 +54,7 @@ _BLAS = Candidate("blas", devices=("cuda",), batch_invariant=False)
 _CANDIDATES: dict[str, tuple[Candidate, ...]] = {
     "embedding": (_NATIVE_F32, _TRITON, _REFERENCE),
     "rms_norm": (_NATIVE, _TRITON, _REFERENCE),
-    "linear": (_BLAS, _TRITON, _REFERENCE),
+    "linear": (_NATIVE_F32, _BLAS, _TRITON, _REFERENCE),
     "rope": (_NATIVE_F32, _TRITON, _REFERENCE),
     "attention": (_NATIVE_F32, _TRITON, _REFERENCE),
     "silu_mul": (_NATIVE_F32, _TRITON, _REFERENCE),

@@ -42,7 +42,9 @@ def _passes(program: Path) -> None:
     assert int(counts[1]) > 0
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "tests" / "native").glob("test_*.cpp")))
+@pytest.mark.parametrize(
+    "name", sorted(path.stem for path in (ROOT / "tests" / "native").glob("test_*.cpp"))
+)
 def test_native_code_passes_under_the_sanitizers(build, name):
     _passes(build / "tests" / "native" / name)
 
