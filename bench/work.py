@@ -101,7 +101,7 @@ class Work:
         return ceilings.floor(demand.bytes_moved, demand.flops)
 
 
-def weight_bytes(weight: Weight) -> int:
+def weight_bytes(weight: Weight | PackedWeight) -> int:
     """What reading a linear weight moves."""
     if isinstance(weight, Tensor):
         return weight.nbytes

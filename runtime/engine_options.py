@@ -22,6 +22,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
             checkpoint's own on GPUs and float32 on CPUs.
         weights: format of matrices and embedding on CPUs with float32 activations; int8 and int4
             are made when the model is loaded. "auto" is the checkpoint's own.
+        weight_cache: keep packed weights on disk, and map them at later starts.
         kv_cache_dtype: dtype of keys and values on CPUs. "auto" is the checkpoint's own beside
             float32 activations, otherwise that of the activations.
         max_model_len: most tokens of one sequence, prompt and completion together; None is
@@ -46,6 +47,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     device: Device = "auto"
     dtype: DType = "auto"
     weights: Weights = "auto"
+    weight_cache: bool = True
     kv_cache_dtype: DType = "auto"
     max_model_len: int | None = None
     kv_cache_tokens: int | None = None

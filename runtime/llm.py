@@ -39,9 +39,9 @@ class LLM:
 
     Args:
         model: folder or id of a checkpoint; None is the demo model.
-        device, dtype, weights, kv_cache_dtype, max_model_len, kv_cache_tokens,
-            gpu_memory_utilization, threads, eager, max_batch_tokens, max_num_seqs: see
-            `EngineOptions`.
+        device, dtype, weights, weight_cache, kv_cache_dtype, max_model_len,
+            kv_cache_tokens, gpu_memory_utilization, threads, eager, max_batch_tokens,
+            max_num_seqs: see `EngineOptions`.
         kernels: what replaces the chosen implementation of an op, by op name: a callable, or the
             name of a family ("reference", "native", "triton").
 
@@ -56,6 +56,7 @@ class LLM:
         device: Device = "auto",
         dtype: DType = "auto",
         weights: Weights = "auto",
+        weight_cache: bool = True,
         kv_cache_dtype: DType = "auto",
         max_model_len: int | None = None,
         kv_cache_tokens: int | None = None,
@@ -71,6 +72,7 @@ class LLM:
             device=device,
             dtype=dtype,
             weights=weights,
+            weight_cache=weight_cache,
             kv_cache_dtype=kv_cache_dtype,
             max_model_len=max_model_len,
             kv_cache_tokens=kv_cache_tokens,

@@ -8,29 +8,38 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from qwell.kernels.errors import KernelError
 from qwell.kernels.fused_ops import MAX_FUSED_TOKENS
-from qwell.kernels.native.runner import Runner
 from qwell.kernels.registry import build_fused_ops, build_ops, describe, is_native
 from qwell.runtime.batch import build_batch
 from qwell.runtime.checkpoint.config import ModelConfig
+from qwell.runtime.checkpoint.packed_cache import PackedFile, packed_dir
 from qwell.runtime.checkpoint.shards import Shards
-from qwell.runtime.checkpoint.weights import PackedWeights, PlainWeights, WeightSource
+from qwell.runtime.checkpoint.weights import PlainWeights, WeightSource
 from qwell.runtime.cpu import count_cores, missing_for_avx2
 from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.errors import EngineStartError, UnsupportedModelError
 from qwell.runtime.kv_cache import BLOCK_SIZE, KVCache, allocate, blocks_for, bytes_per_token
 from qwell.runtime.memory import gpu_cache_budget, host_cache_budget
-from qwell.runtime.models.dense import DenseDecoder, TensorNames, load_dense, verify_dense
+from qwell.runtime.models.dense import (
+    DenseDecoder,
+    TensorNames,
+    load_dense,
+    matrix_names,
+    verify_dense,
+)
 from qwell.runtime.models.registry import read_model_config
 from qwell.runtime.precision import Precision, choose_precision, dtype_name
 from qwell.runtime.sampling_params import SamplingParams
 from qwell.runtime.scheduler import Chunk, Sequence
+
+if TYPE_CHECKING:
+    from qwell.kernels.native.runner import Runner
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +107,7 @@ def load_model(
     except KernelError as error:
         raise EngineStartError(str(error)) from error
     with torch.inference_mode():
-        weights = _open_weights(Shards(folder), family.names, config, precision, device)
+        weights = _open_weights(options, family.names, config, precision, device)
         decoder = load_dense(weights, family.names, config, ops, fused, wanted, device)
         num_blocks = _pool_blocks(options, decoder, wanted, precision.cache, device)
         cache = allocate(config, num_blocks, precision.cache, device)
@@ -139,6 +148,9 @@ def load_model(
 
 def start_runner(threads: int | None) -> Runner:
     """Threads for native ops, as many as this process may use unless told; torch gets as many."""
+    # Imported here: GPUs need no native code, and a checkout that is not built has none.
+    from qwell.kernels.native.runner import Runner
+
     cores = count_cores()
     runner = Runner(threads or cores.threads)
     torch.set_num_threads(runner.threads)
@@ -162,17 +174,27 @@ def pick_device(wanted: str) -> torch.device:
 
 
 def _open_weights(
-    shards: Shards,
+    options: EngineOptions,
     names: TensorNames,
     config: ModelConfig,
     precision: Precision,
     device: torch.device,
 ) -> WeightSource:
     """Where the decoder takes its weights from, checked against what the config promises."""
+    shards = Shards(Path(options.model))
     verify_dense(shards, names, config)
     if precision.weights is None:
         return PlainWeights(shards, precision.activations, device)
-    return PackedWeights(shards, precision.weights)
+    from qwell.runtime.checkpoint.packed_weights import PackedWeights
+
+    weights = PackedWeights(shards, precision.weights)
+    if options.weight_cache:
+        matrices = matrix_names(names, config)
+        try:
+            weights.keep_in(PackedFile(packed_dir(), shards, precision.weights, matrices))
+        except OSError as error:
+            log.warning("packed weights cannot be kept for the next start: %s", error)
+    return weights
 
 
 def _pool_blocks(

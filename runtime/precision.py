@@ -10,7 +10,7 @@ import torch
 
 from qwell.kernels.native.packed import Format
 from qwell.kernels.registry import takes_packed_weights
-from qwell.runtime.engine_options import EngineOptions
+from qwell.runtime.engine_options import EngineOptions, Weights
 from qwell.runtime.errors import EngineStartError
 
 FORMATS: dict[str, Format] = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
@@ -58,9 +58,7 @@ def choose_precision(
             + (f" with kernels for {', '.join(sorted(overrides))}" if overrides else "")
             + ". Use weights auto"
         )
-    weights = None
-    if packed:
-        weights = FORMATS[stored] if options.weights == "auto" else options.weights
+    weights = weight_format(options.weights, stored) if packed else None
     cache = activations
     if options.kv_cache_dtype != "auto":
         cache = _dtype(options.kv_cache_dtype)
@@ -72,6 +70,11 @@ def choose_precision(
             f"{dtype_name(activations)}; use auto"
         )
     return Precision(activations, weights, cache)
+
+
+def weight_format(wanted: Weights, stored: str) -> Format:
+    """The format that an option names; "auto" is that of the stored dtype."""
+    return FORMATS[stored] if wanted == "auto" else wanted
 
 
 def dtype_name(dtype: torch.dtype) -> str:

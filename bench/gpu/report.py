@@ -11,9 +11,8 @@ from qwell.bench.gpu.model_parity import LogitsParity
 from qwell.bench.gpu.model_speed import Speed
 from qwell.bench.gpu.parity import Parity
 from qwell.bench.gpu.serving import Throughput
+from qwell.bench.text_table import NONE, aligned
 from qwell.bench.work import Ceilings
-
-NONE = "-"
 
 
 def is_sound(outcomes: Sequence[Outcome]) -> bool:
@@ -38,9 +37,9 @@ def table(about: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
         for row in rows
         if isinstance(row, Ceilings)
     ]
-    lines += _aligned(("op", "case", "us", "GB/s", "TFLOP/s", "of ceiling", "torch us"), kernels)
-    lines += _aligned(("model", "phase", "graphs", "ms", "tok/s", "of ceiling"), models)
-    lines += _aligned(("model", "serving", "seconds", "out tok/s", "of ceiling"), served)
+    lines += aligned(("op", "case", "us", "GB/s", "TFLOP/s", "of ceiling", "torch us"), kernels)
+    lines += aligned(("model", "phase", "graphs", "ms", "tok/s", "of ceiling"), models)
+    lines += aligned(("model", "serving", "seconds", "out tok/s", "of ceiling"), served)
     lines += ["", f"parity: {right} of {len(checked)} right", *_faults(outcomes)]
     for outcome in outcomes:
         if outcome.failure:
@@ -111,18 +110,3 @@ def _throughput_cells(row: Throughput) -> tuple[str, ...]:
 
 def _number(value: float | None, form: str) -> str:
     return NONE if value is None else format(value, form)
-
-
-def _aligned(heading: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Lines of a table, after an empty one; nothing without rows."""
-    if not rows:
-        return []
-    lines = [heading, *rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return [
-        "",
-        *(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in lines
-        ),
-    ]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import msgspec
 
 
-class Started(msgspec.Struct, frozen=True, kw_only=True):
+class Started(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The first token is there.
 
     Attributes:
@@ -19,7 +21,13 @@ class Started(msgspec.Struct, frozen=True, kw_only=True):
     cache_bytes: int
 
 
-class Lap(msgspec.Struct, frozen=True, kw_only=True):
+class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """There is no engine, and why."""
+
+    reason: str
+
+
+class Lap(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """A case, run once.
 
     Attributes:
@@ -33,3 +41,6 @@ class Lap(msgspec.Struct, frozen=True, kw_only=True):
     bytes_moved: int
     flops: int
     resident_bytes: int | None
+
+
+Answer: TypeAlias = Started | Failed | Lap

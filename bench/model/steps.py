@@ -11,6 +11,7 @@ from qwell.bench.model.cases import Case
 from qwell.bench.sequences import sequences
 from qwell.bench.work import Demand, Work
 from qwell.runtime.batch import build_batch
+from qwell.runtime.engine import Engine
 from qwell.runtime.kv_cache import BLOCK_SIZE
 from qwell.runtime.loader import LoadedModel
 from qwell.runtime.sampled_ids import SampledIds
@@ -20,18 +21,21 @@ from qwell.runtime.scheduler import Chunk, Sequence
 WARM_UP_TOKENS = 16
 
 
+@torch.inference_mode()
 def fill_cache(model: LoadedModel) -> None:
     """Give the whole cache values, as prompts of any depth would.
 
     What nobody wrote is one page of zeros, which is read faster than memory.
     """
     for tensor in (*model.cache.k, *model.cache.v):
-        tensor.normal_()
+        # A block's worth drawn, and copied: the values do not matter.
+        tensor[:1].normal_()
+        tensor[1:] = tensor[:1]
 
 
 @torch.inference_mode()
 def run_case(
-    model: LoadedModel,
+    engine: Engine,
     case: Case,
     max_batch_tokens: int,
     clock: Callable[[], float] = time.perf_counter,
@@ -42,10 +46,10 @@ def run_case(
     """
     warm_up = min(case.tokens, WARM_UP_TOKENS if case.phase == "prefill" else 1)
     for chunks in _steps(case, warm_up, max_batch_tokens):
-        _run_step(model, chunks)
+        _run_step(engine, chunks)
     start = clock()
     for chunks in _steps(case, case.tokens, max_batch_tokens):
-        _run_step(model, chunks)
+        _run_step(engine, chunks)
     return clock() - start
 
 
@@ -76,9 +80,9 @@ def _steps(case: Case, tokens: int, max_batch_tokens: int) -> Iterator[list[Chun
             yield [Chunk(s, s.num_tokens - 1, s.num_tokens) for s in running]
 
 
-def _run_step(model: LoadedModel, chunks: list[Chunk]) -> None:
-    batch = build_batch(chunks, BLOCK_SIZE, model.device)
-    logits = model.decoder.forward(batch, model.cache)
+def _run_step(engine: Engine, chunks: list[Chunk]) -> None:
+    model = engine.model
+    logits = engine.forward(build_batch(chunks, BLOCK_SIZE, model.device))
     sampled: list[Sequence] = [chunk.sequence for chunk in chunks if chunk.completes]
     ids = SampledIds(sampled, sample_next(model.decoder.ops, logits, sampled))
     for sequence in sampled:

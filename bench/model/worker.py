@@ -6,12 +6,13 @@ Reads a case a line, answers with a lap a line, and ends with its input.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
 from qwell.bench.model.cases import Case
-from qwell.bench.model.messages import Lap, Started
+from qwell.bench.model.messages import Answer, Failed, Lap, Started
 from qwell.bench.model.steps import demand, fill_cache, run_case
 from qwell.bench.sequences import GREEDY
 from qwell.bench.work import Work
@@ -27,10 +28,10 @@ def main() -> int:
     options = msgspec.json.decode(sys.argv[1], type=EngineOptions)
     try:
         engine = Engine.start(options)
+        _draw_first_token(engine)
     except QwellError as error:
-        print(error, file=sys.stderr)
+        _say(Failed(reason=str(error)))
         return 1
-    _draw_first_token(engine)
     model = engine.model
     work = Work.of(model)
     cache = sum(tensor.nbytes for tensor in (*model.cache.k, *model.cache.v))
@@ -38,7 +39,7 @@ def main() -> int:
     fill_cache(model)
     for line in sys.stdin:
         case = msgspec.json.decode(line, type=Case)
-        seconds = run_case(model, case, options.max_batch_tokens)
+        seconds = run_case(engine, case, options.max_batch_tokens)
         needed = demand(work, case, options.max_batch_tokens)
         _say(
             Lap(
@@ -53,12 +54,12 @@ def main() -> int:
 
 
 def _draw_first_token(engine: Engine) -> None:
-    engine.add("first", FIRST_PROMPT, msgspec.structs.replace(GREEDY, max_tokens=1))
+    engine.add("first", FIRST_PROMPT, replace(GREEDY, max_tokens=1))
     while engine.has_work:
         engine.step()
 
 
-def _say(message: msgspec.Struct) -> None:
+def _say(message: Answer) -> None:
     print(msgspec.json.encode(message).decode(), flush=True)
 
 

@@ -1,7 +1,10 @@
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <cstdint>
+#include <tuple>
+#include <vector>
 
 #include "attention.h"
 #include "ceilings.h"
@@ -10,6 +13,7 @@
 #include "isa.h"
 #include "linear.h"
 #include "logprobs.h"
+#include "pack.h"
 #include "packed.h"
 #include "pool.h"
 #include "rms_norm.h"
@@ -223,6 +227,20 @@ void define_rope(nb::module_& module) {
           "num_kv_heads"_a, "head_dim"_a, "eps"_a);
 }
 
+void define_pack(nb::module_& module) {
+  module.def(
+      "pack",
+      [](qwell::Isa isa, qwell::Pool& pool, qwell::WeightFormat format,
+         const std::vector<std::tuple<Address, std::int64_t, qwell::DType>>& parts,
+         std::int64_t columns, Address packed) {
+        std::vector<qwell::StoredRows> stored;
+        for (const auto& [data, rows, dtype] : parts) stored.push_back({pointer(data), rows, dtype});
+        return qwell::pack(isa, pool, format, stored, columns, pointer(packed));
+      },
+      nb::call_guard<nb::gil_scoped_release>(), "isa"_a, "pool"_a, "format"_a, "parts"_a,
+      "columns"_a, "packed"_a);
+}
+
 template <class Call>
 void define_runs(nb::module_& module, nb::class_<qwell::Tape>& tape) {
   module.def(
@@ -281,6 +299,7 @@ NB_MODULE(_native, module) {
   define_embedding(module);
   define_linear(module);
   define_logprobs(module);
+  define_pack(module);
   define_rms_norm(module);
   define_rope(module);
   define_sample(module);

@@ -19,7 +19,7 @@ struct Settings {
         scale(1 / std::max(1e-30, temperature)),
         top_k(call.top_k[row] < call.vocabulary ? std::max(call.top_k[row], 0) : 0),
         top_p(std::max(0.0, call.top_p[row])),
-        min_p(std::clamp(std::max(0.0, call.min_p[row]), 0.0, 1.0)),
+        min_p(std::min(1.0, std::max(0.0, call.min_p[row]))),
         uniform(call.uniform[row]) {}
 
   bool greedy() const { return temperature == 0; }
@@ -183,9 +183,10 @@ class Sampler {
       const auto size = static_cast<double>(logits.size());
       least = std::max(least, (1 - settings.top_p) * rows_.sum(row) / size);
     }
-    // Half of it: all of this is rounded.
+    // Half of it, and the float below: all of this is rounded.
     const double floor = logits.max() + std::log(least / 2) / settings.scale;
-    return static_cast<float>(std::clamp<double>(floor, kLowest, logits.max()));
+    return std::nextafter(static_cast<float>(std::clamp<double>(floor, kLowest, logits.max())),
+                          kLowest);
   }
 
   std::vector<double> weights_of(const float* x, std::int64_t size, const LogitRow& row,

@@ -7,9 +7,11 @@ data_offsets}}, then the data, which the offsets must cover without hole or over
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import mmap
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,9 @@ MAX_TENSORS = 200_000
 MAX_DIMENSIONS = 8
 
 COPY_BYTES = 4 << 20
+
+PAGE_BYTES = 4096
+SAMPLED_PAGES = 64
 
 ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
@@ -46,7 +51,13 @@ class TensorInfo:
 
 
 class SafetensorsFile:
-    """One memory-mapped file; `tensors` maps names to their place."""
+    """One memory-mapped file.
+
+    Attributes:
+        tensors: the place of each tensor, by name.
+        metadata: what its writer noted.
+        head: the bytes before the data.
+    """
 
     def __init__(self, path: Path) -> None:
         """Map and validate.
@@ -60,14 +71,34 @@ class SafetensorsFile:
                 # Private and writable only because torch warns about read-only buffers;
                 # nothing writes, so pages stay shared with the page cache.
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+                self._changed_ns = os.fstat(file.fileno()).st_mtime_ns
         except FileNotFoundError:
             raise CheckpointError(f"{path} does not exist") from None
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path} cannot be mapped: {error}") from error
-        self.tensors = _parse_header(self._map, path)
+        self.tensors, self.metadata = _parse_header(self._map, path)
+        self.head = self._map[: 8 + int.from_bytes(self._map[:8], "little")]
+
+    def read_ahead(self) -> None:
+        """Have the system read the file from disk while other work goes on."""
         if hasattr(mmap, "MADV_WILLNEED"):
-            # Read ahead from disk while the model is built: the first step touches it all.
             self._map.madvise(mmap.MADV_WILLNEED)
+
+    def fingerprint(self) -> str:
+        """Stands for the content: a hash of size, time of change, header and sampled pages."""
+        size = len(self._map)
+        described = hashlib.sha256(f"{size} {self._changed_ns} ".encode())
+        described.update(self.head)
+        last = max(size - PAGE_BYTES, 0)
+        for i in range(SAMPLED_PAGES):
+            start = last * i // (SAMPLED_PAGES - 1)
+            described.update(self._map[start : start + PAGE_BYTES])
+        return described.hexdigest()
+
+    def stored_bytes(self, name: str) -> memoryview:
+        """A tensor's bytes as a view of the mapping."""
+        info = self.tensors[name]
+        return memoryview(self._map)[info.begin : info.end]
 
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor as a view of the mapping: no copy, its pages are read when touched."""
@@ -103,7 +134,7 @@ class SafetensorsFile:
             self._map.madvise(mmap.MADV_DONTNEED)
 
 
-def _parse_header(data: mmap.mmap, path: Path) -> dict[str, TensorInfo]:
+def _parse_header(data: mmap.mmap, path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     size = len(data)
     length = int.from_bytes(data[:8], "little")
     if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
@@ -119,7 +150,9 @@ def _parse_header(data: mmap.mmap, path: Path) -> dict[str, TensorInfo]:
         raise CheckpointError(f"{path}: the header is not sound JSON: {error}") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: the header must be a JSON object")
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None)
+    if not isinstance(metadata, dict):
+        metadata = {}
     if len(header) > MAX_TENSORS:
         raise CheckpointError(f"{path}: {len(header)} tensors; at most {MAX_TENSORS} are allowed")
 
@@ -136,7 +169,7 @@ def _parse_header(data: mmap.mmap, path: Path) -> dict[str, TensorInfo]:
             f"{path}: the tensors end at byte {position}, the file at {size}; it is "
             f"{'cut short' if position > size else 'longer than its header says'}"
         )
-    return tensors
+    return tensors, metadata
 
 
 def _object_without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -98,6 +98,20 @@ class Shards:
             self._owner[name].copy_to(name, part)
         return result
 
+    def shape(self, names: Sequence[str]) -> tuple[int, int]:
+        """Rows and columns of matrices, one below the other."""
+        shapes = [self._owner[name].tensors[name].shape for name in names]
+        return sum(shape[0] for shape in shapes), shapes[0][1]
+
+    def fingerprint(self) -> list[str]:
+        """Stands for the content of all files: see SafetensorsFile.fingerprint."""
+        return [file.fingerprint() for file in self._files()]
+
+    def read_ahead(self) -> None:
+        """Have the system read all files from disk while the model is built."""
+        for file in self._files():
+            file.read_ahead()
+
     def tensor(self, name: str) -> torch.Tensor:
         """A tensor as it is stored: a view of its file, of pages that are read when touched."""
         return self._owner[name].tensor(name)
@@ -105,6 +119,9 @@ class Shards:
     def drop_pages(self, name: str) -> None:
         """Give back what memory a tensor's file takes; it is read again when next touched."""
         self._owner[name].drop_pages()
+
+    def _files(self) -> list[SafetensorsFile]:
+        return sorted(set(self._owner.values()), key=lambda file: file.path.name)
 
     def _open_indexed(self, path: Path) -> None:
         weight_map = read_json_object(path).get("weight_map")

@@ -109,7 +109,9 @@ def load_dense(
     device: torch.device,
 ) -> DenseDecoder:
     """A decoder on `device` with the weights of a checkpoint that verify_dense has passed."""
+    # The largest first: while one is packed, its original takes memory beside all before it.
     embedding = weights.matrix(names.embedding)
+    head = embedding if config.tie_word_embeddings else weights.matrix(names.head)
     return DenseDecoder(
         config=config,
         ops=ops,
@@ -120,9 +122,24 @@ def load_dense(
             for i, prefix in enumerate(_prefixes(names, config))
         ],
         final_norm=weights.vector(names.final_norm),
-        head=embedding if config.tie_word_embeddings else weights.matrix(names.head),
+        head=head,
         cos_sin=cos_sin_table(config.rope, config.head_dim, max_model_len, device),
     )
+
+
+def matrix_names(names: TensorNames, config: ModelConfig) -> list[tuple[str, ...]]:
+    """What load_dense asks its weights for as matrices."""
+    matrices: list[tuple[str, ...]] = [(names.embedding,)]
+    if not config.tie_word_embeddings:
+        matrices.append((names.head,))
+    for prefix in _prefixes(names, config):
+        matrices += [
+            tuple(prefix + name + "weight" for name in names.qkv),
+            (prefix + names.o,),
+            (prefix + names.gate, prefix + names.up),
+            (prefix + names.down,),
+        ]
+    return matrices
 
 
 def _prefixes(names: TensorNames, config: ModelConfig) -> list[str]:

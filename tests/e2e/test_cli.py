@@ -19,7 +19,7 @@ from qwell import __version__
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Start = Callable[..., "subprocess.Popen[str]"]
 
-COMMANDS = ["serve", "generate", "chat", "demo-model"]
+COMMANDS = ["serve", "generate", "chat", "pack", "demo-model"]
 CAPITAL = "What is the capital of France?"
 CAPITAL_ANSWER = "The capital of France is Paris."
 # Long enough that a signal reaches the process before the last token does.
@@ -75,6 +75,8 @@ def test_serve_takes_the_names_of_the_demo_server(qwell: Run) -> None:
         (["serve", "--serv", "x"], "unrecognized"),
         (["serve", "--dtype", "int8"], "--dtype"),
         (["serve", "--weights", "int5"], "--weights"),
+        (["pack", "--weights", "int4"], "MODEL"),
+        (["pack", ".", "--weights", "q4_0"], "--weights"),
         (["serve", "--kv-cache-dtype", "int4"], "--kv-cache-dtype"),
         (["chat", "--max-model-len", "-3"], "at least 1"),
         (["serve", "--kv-cache-tokens", "0"], "at least 1"),

@@ -18,7 +18,9 @@ from qwell.runtime.sampling_params import SamplingParams
 def start_engine(
     folder: Path, kernels: Mapping[str, Callable[..., Any]] | None = None, **options: Any
 ) -> Engine:
-    return Engine.start(EngineOptions(model=str(folder), device="cpu", **options), kernels=kernels)
+    """On a CPU, and without a file of packed weights unless `weight_cache` says so."""
+    options = {"device": "cpu", "weight_cache": False, **options}
+    return Engine.start(EngineOptions(model=str(folder), **options), kernels=kernels)
 
 
 def run_to_end(engine: Engine) -> dict[str, list[int]]:

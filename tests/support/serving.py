@@ -54,7 +54,9 @@ class ServerProcess:
         ready: bool = True,
         **options: Any,
     ) -> None:
-        engine = EngineOptions(model=str(folder), device="cpu", **(engine_options or {}))
+        engine = EngineOptions(
+            model=str(folder), device="cpu", weight_cache=False, **(engine_options or {})
+        )
         serve_options = ServeOptions(
             **{"engine": engine, "model_name": "tiny", "port": 0, **options}
         )

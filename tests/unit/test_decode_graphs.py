@@ -48,7 +48,9 @@ class Running:
 def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     folder = tmp_path_factory.mktemp("checkpoint")
     make_checkpoint(folder, "qwen3")
-    options = EngineOptions(model=str(folder), device="cpu", kv_cache_tokens=2048)
+    options = EngineOptions(
+        model=str(folder), device="cpu", weight_cache=False, kv_cache_tokens=2048
+    )
     return load_model(options)
 
 

@@ -143,7 +143,9 @@ def test_a_share_of_gpu_memory_that_is_none_is_refused(folder: Path, share: floa
 
 @torch.inference_mode()
 def test_the_largest_step_has_all_tokens_and_all_rows_of_logits(folder: Path) -> None:
-    options = EngineOptions(model=str(folder), device="cpu", max_batch_tokens=200, max_num_seqs=7)
+    options = EngineOptions(
+        model=str(folder), device="cpu", weight_cache=False, max_batch_tokens=200, max_num_seqs=7
+    )
     decoder = load_model(options).decoder
     seen: list[int] = []
 

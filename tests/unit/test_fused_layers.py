@@ -22,7 +22,7 @@ LAYERS = SMALL["num_hidden_layers"]
 
 
 def fused_engine(folder: Path) -> tuple[Engine, ComposedOps]:
-    options = EngineOptions(model=str(folder), device="cpu")
+    options = EngineOptions(model=str(folder), device="cpu", weight_cache=False)
     model = load_model(options)
     composed = ComposedOps(model.decoder.ops)
     decoder = replace(model.decoder, fused=composed.fused())

@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def llm(folder: Path) -> LLM:
-    return LLM(folder, device="cpu")
+    return LLM(folder, device="cpu", weight_cache=False)
 
 
 def test_texts_and_ids_are_the_same_prompt(llm: LLM) -> None:
@@ -103,14 +103,14 @@ def test_the_checkpoints_own_sampling_defaults(folder: Path, tmp_path: Path) -> 
     (tmp_path / "generation_config.json").write_text(
         json.dumps({"do_sample": True, "temperature": 0.6, "top_k": 20, "eos_token_id": 7})
     )
-    llm = LLM(tmp_path, device="cpu")
+    llm = LLM(tmp_path, device="cpu", weight_cache=False)
     assert llm.default_params() == SamplingParams(temperature=0.6, top_k=20)
     assert 7 in llm.defaults.eos_token_ids
 
 
 def test_a_checkpoint_without_tokenizer_still_has_logits(tmp_path: Path) -> None:
     make_checkpoint(tmp_path)
-    llm = LLM(tmp_path, device="cpu")
+    llm = LLM(tmp_path, device="cpu", weight_cache=False)
     assert llm.logits([1, 2, 3]).shape == (3, 199)
     with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
         llm.generate(["text"])

@@ -197,6 +197,7 @@ def test_llm_takes_the_options(bf16_folder: Path) -> None:
         bf16_folder,
         device="cpu",
         weights="int4",
+        weight_cache=False,
         kv_cache_dtype="float16",
         kv_cache_tokens=256,
     )

@@ -1,4 +1,4 @@
-"""The command line: `qwell serve | generate | chat | demo-model | bench`."""
+"""The command line: `qwell serve | generate | chat | pack | demo-model | quality | bench`."""
 
 from __future__ import annotations
 

@@ -10,13 +10,7 @@ from qwell.runtime.engine_options import Device, DType, EngineOptions, Weights
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """--model and everything about the engine."""
-    add_once(
-        parser,
-        "--model",
-        "-c",
-        "--checkpoint-path",
-        help="folder of a checkpoint, or a Hugging Face id (default: a small demo model)",
-    )
+    add_model(parser)
     parser.add_argument(
         "--device",
         choices=get_args(Device),
@@ -38,11 +32,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="format of the weights on CPUs (default: auto, the model's own)",
     )
     parser.add_argument(
-        "--kv-cache-dtype",
-        choices=get_args(DType),
-        default="auto",
-        help="of the KV cache on CPUs (default: auto, the model's own)",
+        "--weight-cache",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep packed weights on disk for the next start (default: on)",
     )
+    add_kv_cache_dtype(parser)
     parser.add_argument(
         "--max-model-len",
         metavar="N",
@@ -62,17 +57,34 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         default=0.9,
         help="share of a GPU's memory to take in all (default: 0.9)",
     )
-    parser.add_argument(
-        "--threads",
-        metavar="N",
-        type=positive,
-        help="threads that compute on a CPU (default: one for each core this process may use)",
-    )
+    add_threads(parser)
     parser.add_argument(
         "--eager",
         action="store_true",
         help="run every step op by op instead of replaying captured ones",
     )
+    add_kernel(parser)
+    parser.add_argument(
+        "--batch-invariant",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="same bits for a token in every batch; GPUs may be faster without (default: on)",
+    )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """--model alone."""
+    add_once(
+        parser,
+        "--model",
+        "-c",
+        "--checkpoint-path",
+        help="folder of a checkpoint, or a Hugging Face id (default: a small demo model)",
+    )
+
+
+def add_kernel(parser: argparse.ArgumentParser) -> None:
+    """--kernel alone."""
     parser.add_argument(
         "--kernel",
         metavar="OP=FAMILY",
@@ -81,11 +93,25 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="serve an op by another family: reference, native, triton; may be repeated",
     )
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """--threads alone."""
     parser.add_argument(
-        "--batch-invariant",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="same bits for a token in every batch; GPUs may be faster without (default: on)",
+        "--threads",
+        metavar="N",
+        type=positive,
+        help="threads that compute on a CPU (default: one for each core this process may use)",
+    )
+
+
+def add_kv_cache_dtype(parser: argparse.ArgumentParser) -> None:
+    """--kv-cache-dtype alone."""
+    parser.add_argument(
+        "--kv-cache-dtype",
+        choices=get_args(DType),
+        default="auto",
+        help="of the KV cache on CPUs (default: auto, the model's own)",
     )
 
 
@@ -104,6 +130,7 @@ def engine_options(arguments: argparse.Namespace, model: str) -> EngineOptions:
         device=arguments.device,
         dtype=arguments.dtype,
         weights=arguments.weights,
+        weight_cache=arguments.weight_cache,
         kv_cache_dtype=arguments.kv_cache_dtype,
         max_model_len=arguments.max_model_len,
         kv_cache_tokens=arguments.kv_cache_tokens,
@@ -143,6 +170,19 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
     return value
+
+
+def weight_formats(text: str) -> tuple[Weights, ...]:
+    """An option's formats of weights between commas, each once."""
+    formats: list[Weights] = []
+    for part in text.split(","):
+        known = next((name for name in get_args(Weights) if name == part), None)
+        if known is None or known in formats:
+            raise argparse.ArgumentTypeError(
+                f"must be some of {', '.join(get_args(Weights))}, each once, got {text!r}"
+            )
+        formats.append(known)
+    return tuple(formats)
 
 
 def _share(text: str) -> float:

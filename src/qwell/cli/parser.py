@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from typing import Any
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, get_args
 
 from qwell import __version__
-from qwell.cli.model_options import add_model_options, add_once, positive, settle_device
+from qwell.cli.model_options import (
+    add_kernel,
+    add_kv_cache_dtype,
+    add_model,
+    add_model_options,
+    add_once,
+    add_threads,
+    positive,
+    settle_device,
+    weight_formats,
+)
 from qwell.cli.sampling import given_sampling
+from qwell.runtime.engine_options import Weights
 from qwell.runtime.errors import RequestError
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8000
+MIN_WINDOW = 3  # one position is compared
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -22,7 +36,16 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=f"qwell {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_serve, _add_generate, _add_chat, _add_demo_model, _add_bench):
+    adders = (
+        _add_serve,
+        _add_generate,
+        _add_chat,
+        _add_pack,
+        _add_demo_model,
+        _add_quality,
+        _add_bench,
+    )
+    for add in adders:
         add(commands)
     arguments = parser.parse_args(argv)
     if "device" in arguments:
@@ -56,11 +79,23 @@ def _chat(arguments: argparse.Namespace) -> int:
     return run(arguments)
 
 
+def _pack(arguments: argparse.Namespace) -> int:
+    from qwell.cli.pack import run
+
+    return run(arguments)
+
+
 def _demo_model(_: argparse.Namespace) -> int:
     from qwell.runtime.demo_model import demo_model_dir
 
     print(demo_model_dir())
     return 0
+
+
+def _quality(arguments: argparse.Namespace) -> int:
+    from qwell.cli.quality import run
+
+    return run(arguments)
 
 
 def _bench_kernels(arguments: argparse.Namespace) -> int:
@@ -73,6 +108,12 @@ def _bench_gpu(arguments: argparse.Namespace) -> int:
     from qwell.cli.bench_gpu import run_gpu
 
     return run_gpu(arguments)
+
+
+def _bench_model(arguments: argparse.Namespace) -> int:
+    from qwell.cli.bench_model import run_model
+
+    return run_model(arguments)
 
 
 def _make_checkpoint(arguments: argparse.Namespace) -> int:
@@ -133,10 +174,57 @@ def _add_chat(commands: Any) -> None:
     _add_sampling_options(parser, max_tokens="most tokens of one answer (default: 2048)")
 
 
+def _add_pack(commands: Any) -> None:
+    parser = _add_command(
+        commands, "pack", _pack, "pack weights for CPUs ahead of the first start; print the file"
+    )
+    parser.add_argument(
+        "model", metavar="MODEL", help="folder of a checkpoint, or a Hugging Face id"
+    )
+    parser.add_argument(
+        "--weights",
+        choices=get_args(Weights),
+        default="auto",
+        help="format to pack to (default: auto, the model's own)",
+    )
+
+
 def _add_demo_model(commands: Any) -> None:
     _add_command(
         commands, "demo-model", _demo_model, "print the demo model's folder; make it if missing"
     )
+
+
+def _add_quality(commands: Any) -> None:
+    parser = _add_command(
+        commands, "quality", _quality, "say what formats of the weights do to a model's predictions"
+    )
+    add_model(parser)
+    parser.add_argument(
+        "--reference-weights",
+        choices=get_args(Weights),
+        default="auto",
+        help="format to compare with (default: auto, the checkpoint's own)",
+    )
+    parser.add_argument(
+        "--weights",
+        metavar="FORMAT,...",
+        type=weight_formats,
+        required=True,
+        help=f"formats to judge, of {', '.join(get_args(Weights))}",
+    )
+    parser.add_argument("--text", metavar="FILE", required=True, help="text to predict, UTF-8")
+    parser.add_argument(
+        "--window",
+        metavar="N",
+        type=_window,
+        default=512,
+        help="tokens that are predicted together; those of the first half are only context "
+        "(default: 512)",
+    )
+    add_threads(parser)
+    add_kv_cache_dtype(parser)
+    parser.add_argument("--json", metavar="FILE", help="write the figures to this file as well")
 
 
 def _add_bench(commands: Any) -> None:
@@ -168,6 +256,7 @@ def _add_bench(commands: Any) -> None:
     parser.add_argument(
         "--out", metavar="DIR", required=True, help="folder that gpu.json is written to"
     )
+    _add_bench_model(subjects)
     parser = _add_command(
         subjects,
         "make-checkpoint",
@@ -176,6 +265,66 @@ def _add_bench(commands: Any) -> None:
     )
     parser.add_argument("name", metavar="NAME", help="such as qwen3-0.6b or qwen2.5-7b")
     parser.add_argument("folder", metavar="DIR", help="a new folder")
+
+
+def _add_bench_model(subjects: Any) -> None:
+    parser = _add_command(
+        subjects, "model", _bench_model, "measure a model's speed on this CPU, beside a peer's"
+    )
+    add_model(parser)
+    parser.add_argument(
+        "--weights",
+        metavar="FORMAT,...",
+        type=weight_formats,
+        default=("auto",),
+        help=f"formats to measure, of {', '.join(get_args(Weights))} (default: auto)",
+    )
+    for name, default, what in (
+        ("prefill", 512, "tokens of a prompt"),
+        ("decode", 64, "tokens that each sequence decodes"),
+    ):
+        parser.add_argument(
+            f"--{name}",
+            metavar="N",
+            type=_whole,
+            default=default,
+            help=f"{what}, 0 for none (default: {default})",
+        )
+    parser.add_argument(
+        "--depth",
+        metavar="N,...",
+        type=_list_of(_whole),
+        default=(0,),
+        help="tokens in the cache before (default: 0)",
+    )
+    parser.add_argument(
+        "--batch",
+        metavar="N,...",
+        type=_list_of(positive),
+        default=(1,),
+        help="sequences that decode at once (default: 1)",
+    )
+    add_threads(parser)
+    add_kv_cache_dtype(parser)
+    parser.add_argument(
+        "--runs", metavar="N", type=positive, default=5, help="of each measurement (default: 5)"
+    )
+    parser.add_argument("--eager", action="store_true", help="run every step op by op")
+    add_kernel(parser)
+    parser.add_argument(
+        "--compare",
+        metavar="LLAMA_BENCH,GGUF",
+        type=_program_and_model,
+        help="take turns with llama-bench of llama.cpp or ik_llama.cpp and this model",
+    )
+    parser.add_argument(
+        "--compare-args",
+        metavar="ARGS",
+        type=shlex.split,
+        default=[],
+        help='more arguments for llama-bench, as --compare-args="-rtr 1"',
+    )
+    parser.add_argument("--json", metavar="FILE", help="write every measurement to this file")
 
 
 def _add_command(commands: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
@@ -191,6 +340,32 @@ def _add_sampling_options(parser: argparse.ArgumentParser, *, max_tokens: str) -
     parser.add_argument(
         "--temperature", metavar="T", type=float, help="0 is greedy (default: the model's own)"
     )
+
+
+def _whole(text: str) -> int:
+    value = int(text) if text.isascii() and text.isdigit() else -1
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}")
+    return value
+
+
+def _window(text: str) -> int:
+    value = _whole(text)
+    if value < MIN_WINDOW:
+        raise argparse.ArgumentTypeError(f"must be at least {MIN_WINDOW}, got {text!r}")
+    return value
+
+
+def _list_of(number: Callable[[str], int]) -> Callable[[str], tuple[int, ...]]:
+    """Numbers between commas."""
+    return lambda text: tuple(number(part) for part in text.split(","))
+
+
+def _program_and_model(text: str) -> tuple[Path, Path]:
+    program, comma, model = text.partition(",")
+    if not (program and comma and model):
+        raise argparse.ArgumentTypeError(f"must be LLAMA_BENCH,GGUF, got {text!r}")
+    return Path(program), Path(model)
 
 
 def _port(text: str) -> int:

@@ -55,7 +55,9 @@ def test_an_unknown_name_is_told_the_known_ones() -> None:
 def test_qwell_and_transformers_load_it_alike(name: str, shard_bytes: int, tmp_path: Path) -> None:
     make_checkpoint(small(name), tmp_path, shard_bytes=shard_bytes)
     assert (shard_bytes == 50_000) == (len(list(tmp_path.glob("*.safetensors"))) > 1)
-    load_model(EngineOptions(model=str(tmp_path), device="cpu", kv_cache_tokens=512))
+    load_model(
+        EngineOptions(model=str(tmp_path), device="cpu", weight_cache=False, kv_cache_tokens=512)
+    )
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
     shards = Shards(tmp_path)
     for tensor, shape in tensor_shapes(small(name)).items():

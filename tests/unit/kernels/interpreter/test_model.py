@@ -95,7 +95,7 @@ def test_a_whole_model_decodes_the_same_text_by_fused_ops(
         head_dim=24,
         intermediate_size=56,
     )
-    options = EngineOptions(model=str(tmp_path), device="cpu")
+    options = EngineOptions(model=str(tmp_path), device="cpu", weight_cache=False)
     loaded = load_model(options, OPS)
     decoder = replace(loaded.decoder, fused=FUSED)
     with torch.no_grad():
