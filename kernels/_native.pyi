@@ -32,13 +32,6 @@ class Pool:
     @property
     def threads(self) -> int: ...
 
-class WeightFormat(enum.Enum):
-    f32 = 0
-    bf16 = 1
-    f16 = 2
-    int8 = 3
-    int4 = 4
-
 class LinearCall:
     def __init__(
         self,
