@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -149,7 +150,8 @@ def test_no_threads_are_refused(folder: Path) -> None:
 def test_an_x86_cpu_without_avx2_is_told_what_it_lacks(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loader, "Runner", lambda threads: native_runner.Runner(threads, "portable"))
+    portable = partial(native_runner.Runner, isa="portable")
+    monkeypatch.setattr(native_runner, "Runner", portable)
     monkeypatch.setattr(loader, "missing_for_avx2", lambda: ["avx2", "fma"])
     monkeypatch.setattr(loader.platform, "machine", lambda: "x86_64")
     loader.start_runner(1)
