@@ -1,4 +1,4 @@
-"""Builds the native kernels with sanitizers and runs their C++ test."""
+"""Builds the native kernels with sanitizers and runs their C++ tests."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ def _run(*command: str) -> str:
     return run.stdout
 
 
-def test_native_kernels_pass_under_the_sanitizers(build):
-    last = _run(str(build / "tests" / "native" / "test_rms_norm")).splitlines()[-1]
+@pytest.mark.parametrize("name", ["pack", "rms_norm"])
+def test_native_kernels_pass_under_the_sanitizers(build, name):
+    last = _run(str(build / "tests" / "native" / f"test_{name}")).splitlines()[-1]
     counts = re.fullmatch(r"(\d+) passed, 0 failed", last)
     assert counts is not None, last
     assert int(counts[1]) > 0
