@@ -18,8 +18,10 @@ lint: $(VENV)/.tests  ## style, types, direction of imports
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(bin)/lint-imports
-	# mypy does not follow an editable install: it gets the package as a user would.
-	$(bin)/pip install --quiet --no-deps --no-build-isolation --upgrade --target build/typed .
+	# mypy does not follow an editable install: it gets the package as a wheel lays it out.
+	rm -rf build/typed && mkdir -p build/typed
+	cp -r src/qwell build/typed
+	cp -r bench kernels runtime server build/typed/qwell
 	MYPYPATH=build/typed $(bin)/mypy --package qwell
 
 clean:
@@ -34,6 +36,7 @@ $(VENV)/.runs: $(VENV)/.torch pyproject.toml $(native)
 	$(bin)/pip install --quiet --editable .
 	touch $@
 
-$(VENV)/.tests: $(VENV)/.runs
+# Not after .runs: each installation compiles the kernels.
+$(VENV)/.tests: $(VENV)/.torch pyproject.toml $(native)
 	$(bin)/pip install --quiet --editable ".[test,lint]"
-	touch $@
+	touch $(VENV)/.runs $@
