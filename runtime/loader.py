@@ -30,7 +30,7 @@ from qwell.runtime.models.dense import (
     DenseDecoder,
     TensorNames,
     load_dense,
-    matrix_names,
+    matrix_formats,
     verify_dense,
 )
 from qwell.runtime.models.registry import read_model_config
@@ -187,11 +187,11 @@ def _open_weights(
         return PlainWeights(shards, precision.activations, device)
     from qwell.runtime.checkpoint.packed_weights import PackedWeights
 
-    weights = PackedWeights(shards, precision.weights)
+    formats = matrix_formats(names, config, precision.weights)
+    weights = PackedWeights(shards, formats)
     if options.weight_cache:
-        matrices = matrix_names(names, config)
         try:
-            weights.keep_in(PackedFile(packed_dir(), shards, precision.weights, matrices))
+            weights.keep_in(PackedFile(packed_dir(), shards, precision.weights, formats))
         except OSError as error:
             log.warning("packed weights cannot be kept for the next start: %s", error)
     return weights

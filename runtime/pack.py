@@ -10,7 +10,7 @@ from qwell.runtime.checkpoint.packed_cache import PackedFile, packed_dir
 from qwell.runtime.checkpoint.packed_weights import PackedWeights
 from qwell.runtime.checkpoint.shards import Shards
 from qwell.runtime.engine_options import Weights
-from qwell.runtime.models.dense import matrix_names, verify_dense
+from qwell.runtime.models.dense import matrix_formats, verify_dense
 from qwell.runtime.models.registry import read_model_config
 from qwell.runtime.precision import weight_format
 
@@ -27,6 +27,7 @@ def pack_checkpoint(folder: Path, weights: Weights) -> Path:
     shards = Shards(folder)
     verify_dense(shards, family.names, config)
     format_name = weight_format(weights, config.dtype)
-    file = PackedFile(packed_dir(), shards, format_name, matrix_names(family.names, config))
-    PackedWeights(shards, format_name).keep_in(file)
+    formats = matrix_formats(family.names, config, format_name)
+    file = PackedFile(packed_dir(), shards, format_name, formats)
+    PackedWeights(shards, formats).keep_in(file)
     return file.path

@@ -17,7 +17,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
@@ -49,12 +49,14 @@ class PackedFile:
     """A checkpoint's matrices in one format, as a file in `folder` keeps them."""
 
     def __init__(
-        self, folder: Path, shards: Shards, format_name: Format, matrices: Sequence[Matrix]
+        self, folder: Path, shards: Shards, format_name: Format, formats: Mapping[Matrix, Format]
     ) -> None:
+        """`format_name` is that of the layers, which the file is named after."""
         self._format = format_name
-        self._shapes = {names: shards.shape(names) for names in matrices}
-        layout = {"+".join(names): shape for names, shape in self._shapes.items()}
-        described = json.dumps([LAYOUT_VERSION, format_name, shards.fingerprint(), layout])
+        self._formats = formats
+        self._shapes = {names: shards.shape(names) for names in formats}
+        layout = {"+".join(names): (formats[names], shape) for names, shape in self._shapes.items()}
+        described = json.dumps([LAYOUT_VERSION, shards.fingerprint(), layout])
         self._key = hashlib.sha256(described.encode()).hexdigest()
         self.path = folder / f"{self._key[:32]}-{format_name}.safetensors"
 
@@ -104,9 +106,9 @@ class PackedFile:
 
     def _view(self, file: SafetensorsFile, names: Matrix) -> PackedWeight:
         rows, columns = self._shapes[names]
-        stored = file.stored_bytes("+".join(names))[: packed_bytes(self._format, rows, columns)]
-        data = torch.frombuffer(stored, dtype=torch.uint8)
-        return PackedWeight(self._format, data, rows, columns)
+        size = packed_bytes(self._formats[names], rows, columns)
+        data = torch.frombuffer(file.stored_bytes("+".join(names))[:size], dtype=torch.uint8)
+        return PackedWeight(self._formats[names], data, rows, columns)
 
     def _write(self, pack: Callable[..., PackedWeight]) -> None:
         # Under the lock, so the name needs to be no one else's: what a killed process left there
@@ -149,8 +151,8 @@ class PackedFile:
 
     def _extents(self) -> Iterator[tuple[int, int]]:
         begin = 0
-        for rows, columns in self._shapes.values():
-            size = packed_bytes(self._format, rows, columns)
+        for names, (rows, columns) in self._shapes.items():
+            size = packed_bytes(self._formats[names], rows, columns)
             end = begin + size + -size % ALIGNMENT
             yield begin, end
             begin = end

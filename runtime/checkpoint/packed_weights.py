@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 
 import torch
@@ -23,9 +24,10 @@ class PackedWeights:
     Matrices come from a file that keeps them, or are packed as they are asked for.
     """
 
-    def __init__(self, shards: Shards, format_name: Format) -> None:
+    def __init__(self, shards: Shards, formats: Mapping[Matrix, Format]) -> None:
+        """`formats` has every matrix that will be asked for."""
         self._shards = shards
-        self._format = format_name
+        self._formats = formats
         self._threads = torch.get_num_threads()
         self._kept: dict[Matrix, PackedWeight] = {}
 
@@ -55,11 +57,12 @@ class PackedWeights:
 
     def _pack(self, *names: str) -> PackedWeight:
         parts = [self._shards.tensor(name) for name in names]
+        format_name = self._formats[names]
         try:
-            packed = self._packer.pack(parts, self._format)
+            packed = self._packer.pack(parts, format_name)
         except KernelError as error:
             raise EngineStartError(
-                f"{', '.join(names)} cannot be stored as {self._format}: {error}"
+                f"{', '.join(names)} cannot be stored as {format_name}: {error}"
             ) from error
         for name in names:
             self._shards.drop_pages(name)

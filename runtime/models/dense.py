@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qwell.kernels.fused_ops import MAX_FUSED_TOKENS, FusedOps
-from qwell.kernels.native.packed import PackedWeight
+from qwell.kernels.native.packed import Format, PackedWeight
 from qwell.kernels.ops import Ops
 from qwell.kernels.weights import Weight
 from qwell.runtime.batch import Batch
@@ -127,19 +127,25 @@ def load_dense(
     )
 
 
-def matrix_names(names: TensorNames, config: ModelConfig) -> list[tuple[str, ...]]:
-    """What load_dense asks its weights for as matrices."""
-    matrices: list[tuple[str, ...]] = [(names.embedding,)]
+def matrix_formats(
+    names: TensorNames, config: ModelConfig, layers: Format
+) -> dict[tuple[str, ...], Format]:
+    """What load_dense asks its weights for as matrices, and formats: `layers` of those in layers.
+
+    Beside layers in 4 bits, embedding and head have 8: there a byte does more for predictions.
+    """
+    ends: Format = "int8" if layers == "int4" else layers
+    formats: dict[tuple[str, ...], Format] = {(names.embedding,): ends}
     if not config.tie_word_embeddings:
-        matrices.append((names.head,))
+        formats[(names.head,)] = ends
     for prefix in _prefixes(names, config):
-        matrices += [
-            tuple(prefix + name + "weight" for name in names.qkv),
-            (prefix + names.o,),
-            (prefix + names.gate, prefix + names.up),
-            (prefix + names.down,),
-        ]
-    return matrices
+        formats |= {
+            tuple(prefix + name + "weight" for name in names.qkv): layers,
+            (prefix + names.o,): layers,
+            (prefix + names.gate, prefix + names.up): layers,
+            (prefix + names.down,): layers,
+        }
+    return formats
 
 
 def _prefixes(names: TensorNames, config: ModelConfig) -> list[str]:
