@@ -76,21 +76,23 @@ def build_ops(
     overrides: Mapping[str, Callable[..., Any] | str] | None = None,
     batch_invariant: bool = True,
     runner: Runner | None = None,
+    packed_weights: bool = False,
 ) -> Ops:
-    """Choose one implementation per op for a model on `device` with `dtype` weights.
+    """Choose one implementation per op for a model on `device` with `dtype` activations.
 
     overrides maps op names to what serves instead of the choice made here: a callable, or the
     name of a family that serves the device. Without batch_invariant the choice may fall on
     implementations whose bits depend on the batch. Native ops go to `runner`, or to one of their
-    own with one thread. Raises KernelError for an op or a family that does not exist, a dtype
-    that nothing serves, or an implementation that this installation cannot import.
+    own with one thread. packed_weights says that linear is given nothing but PackedWeights. Raises
+    KernelError for an op or a family that does not exist, a dtype that nothing serves, or an
+    implementation that this installation cannot import.
     """
     wanted = dict(overrides or {})
     unknown = sorted(wanted.keys() - set(OP_NAMES))
     if unknown:
         raise KernelError(f"no op named {', '.join(unknown)}; the ops are {', '.join(OP_NAMES)}")
-    if device.type == "cpu" and not takes_packed_weights(device, dtype, wanted):
-        # The native product has nothing to read where weights stay plain for another op's sake.
+    if device.type == "cpu" and not packed_weights:
+        # The native product reads packed weights alone.
         wanted.setdefault("linear", _REFERENCE.family)
     chosen = {}
     for op in OP_NAMES:

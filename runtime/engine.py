@@ -244,7 +244,9 @@ def _capture(model: LoadedModel, options: EngineOptions) -> DecodeGraphs | Recor
             device=model.device,
             capture=cuda_capture(),
         )
-    if model.runner is None or not is_native(model.decoder.ops):
+    decoder = model.decoder
+    # Fused ops are chosen step by step, which a recording is not.
+    if model.runner is None or decoder.fused is not None or not is_native(decoder.ops):
         return None
     # Imported here: GPUs need no native code, and a checkout that is not built has none.
     from qwell.runtime.recorded_forward import RecordedForward

@@ -102,7 +102,8 @@ def load_model(
 
             check_gpu(device)
         runner = start_runner(options.threads) if device.type == "cpu" else None
-        ops = build_ops(device, dtype, overrides, options.batch_invariant, runner)
+        packed = precision.weights is not None
+        ops = build_ops(device, dtype, overrides, options.batch_invariant, runner, packed)
         fused = None if options.batch_invariant else build_fused_ops(device, dtype, overrides)
     except KernelError as error:
         raise EngineStartError(str(error)) from error

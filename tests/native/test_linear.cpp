@@ -22,9 +22,9 @@ struct Case {
   std::int64_t rows;
   std::int64_t columns;
   std::int64_t outputs;
-  std::vector<float> x;
-  std::vector<float> bias;
-  std::vector<std::uint8_t> weight;
+  std::vector<float> x = {};
+  std::vector<float> bias = {};
+  std::vector<std::uint8_t> weight = {};
 
   std::string name(qwell::Isa isa) const {
     return std::string(qwell::isa_name(isa)) + " format " +

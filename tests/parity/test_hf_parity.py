@@ -117,9 +117,14 @@ def test_bf16_distributions_are_those_of_hugging_face(
     ours = start_engine(tmp_path, dtype=dtype).logits(ids)
     # The criterion has teeth only where distributions are not nearly flat.
     assert exact.softmax(-1).amax(-1).mean() > 0.02
-    assert mean_kl(theirs, ours) <= BF16_MEAN_KL
-    # Against the same weights in fp32, rounding costs no more here than it does there.
-    assert mean_kl(exact, ours) <= mean_kl(exact, theirs)
+    # Against the same weights in fp32, rounding costs no more here than it does there; with
+    # activations in fp32 less than half, and what is left between the two is mostly theirs.
+    if dtype == "bfloat16":
+        assert mean_kl(theirs, ours) <= BF16_MEAN_KL
+        assert mean_kl(exact, ours) <= mean_kl(exact, theirs)
+    else:
+        assert mean_kl(exact, ours) <= mean_kl(exact, theirs) / 2
+        assert mean_kl(exact, ours) <= BF16_MEAN_KL / 2
 
 
 def test_a_wrong_rotation_is_noticed(tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def test_an_x86_cpu_without_avx2_is_told_what_it_lacks(
     caplog.clear()
     monkeypatch.setattr(loader.platform, "machine", lambda: "riscv64")
     loader.start_runner(1)
-    assert not caplog.messages
+    assert not any("lacks" in message for message in caplog.messages)
 
 
 def test_an_idle_engine_takes_no_cpu_time(folder: Path) -> None:

@@ -10,6 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 
+# To compile every kernel for every instruction set takes two cores minutes.
+pytestmark = pytest.mark.timeout(900)
+
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory) -> Path:
