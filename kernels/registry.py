@@ -145,6 +145,12 @@ def is_native(ops: Ops) -> bool:
     return all(families[op] == _NATIVE.family for op in FORWARD_OP_NAMES)
 
 
+def wants_transposed_keys(ops: Ops) -> bool:
+    """Whether ops read or write keys in the layout of native/paged.py alone."""
+    families = describe(ops)
+    return _NATIVE.family in (families["rope"], families["attention"])
+
+
 def _choose(
     op: str, device: torch.device, dtype: torch.dtype, family: str | None, batch_invariant: bool
 ) -> Candidate:

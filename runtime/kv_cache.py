@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qwell.kernels.ops import Ops
+from qwell.kernels.registry import wants_transposed_keys
 from qwell.runtime.checkpoint.config import ModelConfig
 
 BLOCK_SIZE = 16
@@ -55,12 +57,12 @@ def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
 
 
 def allocate(
-    config: ModelConfig, num_blocks: int, dtype: torch.dtype, device: torch.device
+    config: ModelConfig, num_blocks: int, dtype: torch.dtype, device: torch.device, ops: Ops
 ) -> KVCache:
     """Cache tensors for `num_blocks` blocks, uninitialised: attention reads written slots only.
 
-    On CPUs the memory becomes resident as blocks are first used, and k is laid out as
-    kernels/native/paged.py says.
+    On CPUs the memory becomes resident as blocks are first used. k is laid out as
+    kernels/native/paged.py says where `ops` want it so.
     """
     heads, head_dim = config.num_kv_heads, config.head_dim
 
@@ -68,7 +70,7 @@ def allocate(
         shape = (num_blocks, heads, *block)
         return [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
 
-    if device.type == "cpu":
+    if wants_transposed_keys(ops):
         k = [memory.mT for memory in layers(head_dim, BLOCK_SIZE)]
     else:
         k = layers(BLOCK_SIZE, head_dim)

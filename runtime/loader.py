@@ -111,7 +111,7 @@ def load_model(
         weights = _open_weights(options, family.names, config, precision, device)
         decoder = load_dense(weights, family.names, config, ops, fused, wanted, device)
         num_blocks = _pool_blocks(options, decoder, wanted, precision.cache, device)
-        cache = allocate(config, num_blocks, precision.cache, device)
+        cache = allocate(config, num_blocks, precision.cache, device, ops)
     if is_native(ops):
         # What is left for torch is small, and its threads would get in the way of ours.
         torch.set_num_threads(1)
@@ -235,7 +235,7 @@ def largest_step(
     It has max_batch_tokens tokens and as many rows of logits as sequences may run.
     """
     length = min(options.max_batch_tokens, len(decoder.cos_sin))
-    cache = allocate(decoder.config, blocks_for(length), cache_dtype, device)
+    cache = allocate(decoder.config, blocks_for(length), cache_dtype, device, decoder.ops)
     blocks = list(range(blocks_for(length)))
     sequence = Sequence("", [0] * length, length, SamplingParams(), seed=0, blocks=blocks)
     batch = build_batch([Chunk(sequence, 0, length)], BLOCK_SIZE, device, all_logits=True)

@@ -84,7 +84,7 @@ def random_model(
     weights = RandomWeights(shapes, dtype, device)
     decoder = load_dense(weights, family.names, parsed, ops, fused, max_model_len, device)
     blocks = blocks_for(cache_tokens)
-    cache = allocate(parsed, blocks, dtype, device)
+    cache = allocate(parsed, blocks, dtype, device, ops)
     for tensor in (*cache.k, *cache.v):
         tensor.normal_()
     return LoadedModel(
