@@ -55,7 +55,7 @@ struct AttentionTile {
 };
 
 // head_dim, padded to whole vectors of any instruction set.
-constexpr std::int64_t attention_width(std::int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
+static constexpr std::int64_t attention_width(std::int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
 
 // Floats of the result of a split, and of the space that computing one takes.
 std::int64_t attention_partial_floats(const AttentionCall& call, std::int64_t queries);

@@ -8,7 +8,7 @@ namespace qwell {
 // arithmetic is done in fp32 by the primitives of simd/.
 enum class DType { float32, bfloat16, float16 };
 
-constexpr std::int64_t element_bytes(DType dtype) { return dtype == DType::float32 ? 4 : 2; }
+static constexpr std::int64_t element_bytes(DType dtype) { return dtype == DType::float32 ? 4 : 2; }
 
 struct BFloat16 {
   std::uint16_t bits;

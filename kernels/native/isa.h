@@ -15,6 +15,9 @@ const char* isa_name(Isa isa);
 // Asked of the processor at run time; portable is always the last.
 std::vector<Isa> runnable_isas();
 
+// Functions of headers that kernel units include are static: of an inline function the linker keeps
+// the copy of any one unit, and that may hold instructions which this processor lacks.
+
 // QWELL_PER_ISA(declarations) repeats declarations in the namespace of every instruction set of
 // this architecture; QWELL_KERNEL(isa, name) is the address of the function of that name for isa.
 #if defined(__x86_64__)

@@ -40,7 +40,7 @@ struct LinearInput {
 };
 
 // Rows of the next tile where so many are left: there are kernels for these numbers of rows.
-constexpr int next_tile(std::int64_t left, int most) {
+static constexpr int next_tile(std::int64_t left, int most) {
   for (const int tokens : {12, 8, 6, 4, 2}) {
     if (tokens <= most && tokens <= left) return tokens;
   }

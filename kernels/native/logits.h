@@ -14,14 +14,10 @@ namespace qwell {
 constexpr float kHighest = std::numeric_limits<float>::max();
 constexpr float kLowest = std::numeric_limits<float>::lowest();
 
-namespace {  // a copy a unit: see simd/simd.h
-
-inline float finite(float x) {
+static inline float finite(float x) {
   const float number = x > kLowest ? x : kLowest;
   return number < kHighest ? number : kHighest;
 }
-
-}  // namespace
 
 // Consecutive logits of which the maximum is kept, so that later passes skip most of a row.
 constexpr std::int64_t kLogitBlock = 128;

@@ -13,13 +13,13 @@ constexpr std::int64_t kPanelRows = 16;
 // Columns that share the scales of a row, in the formats that have scales.
 constexpr std::int64_t kGroup = 32;
 
-constexpr bool has_groups(WeightFormat format) {
+static constexpr bool has_groups(WeightFormat format) {
   return format == WeightFormat::int8 || format == WeightFormat::int4;
 }
 
 // Bytes of `columns` columns of a panel; of whole groups where the format has groups, and of
 // whole pairs in bf16.
-constexpr std::int64_t panel_bytes(WeightFormat format, std::int64_t columns) {
+static constexpr std::int64_t panel_bytes(WeightFormat format, std::int64_t columns) {
   const std::int64_t scales = columns / kGroup * kPanelRows * 2;
   switch (format) {
     case WeightFormat::f32:
@@ -36,6 +36,6 @@ constexpr std::int64_t panel_bytes(WeightFormat format, std::int64_t columns) {
   return 0;
 }
 
-constexpr std::int64_t panels(std::int64_t rows) { return (rows + kPanelRows - 1) / kPanelRows; }
+static constexpr std::int64_t panels(std::int64_t rows) { return (rows + kPanelRows - 1) / kPanelRows; }
 
 }  // namespace qwell
