@@ -16,10 +16,11 @@ from torch import Tensor
 
 from qwell.kernels.registry import is_native
 from qwell.runtime.batch import Batch, build_batch
+from qwell.runtime.block_pool import BlockPool
 from qwell.runtime.decode_graphs import DecodeGraphs, bucket_sizes, cuda_capture
 from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.errors import RequestError
-from qwell.runtime.kv_cache import BLOCK_SIZE, BlockPool, blocks_for
+from qwell.runtime.kv_cache import BLOCK_SIZE, blocks_for
 from qwell.runtime.loader import LoadedModel, load_model
 from qwell.runtime.messages import EngineInfo, FinishReason, TokenOutput
 from qwell.runtime.precision import dtype_name
@@ -49,7 +50,7 @@ class Engine:
         self._overlap = model.device.type != "cpu" if overlap is None else overlap
         self._eos = frozenset(options.eos_token_ids)
         self._max_batch_tokens = options.max_batch_tokens
-        self._pool = BlockPool(model.num_blocks)
+        self._pool = BlockPool(model.num_blocks, prefix_cache=options.prefix_cache)
         self._scheduler = Scheduler(
             self._pool,
             max_batch_tokens=options.max_batch_tokens,
@@ -99,8 +100,22 @@ class Engine:
     def num_free_blocks(self) -> int:
         return self._pool.num_free
 
-    def add(self, request_id: str, prompt_ids: SequenceOf[int], params: SamplingParams) -> None:
+    def add(
+        self,
+        request_id: str,
+        prompt_ids: SequenceOf[int],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> None:
         """Queue a request; its tokens come out of later steps.
+
+        Args:
+            request_id: names it in outputs and to `abort`.
+            prompt_ids, params: what is to be continued, and how.
+            priority: lower runs first; among equals, those that came first.
+            cache_salt: only requests of the same salt share cached prefixes.
 
         Raises:
             RequestError: an empty prompt, an id outside the vocabulary, or more tokens than
@@ -118,6 +133,8 @@ class Engine:
             num_prompt_tokens=len(prompt_ids),
             params=params,
             seed=secrets.randbits(64) if params.seed is None else params.seed,
+            priority=priority,
+            cache_salt=cache_salt,
         )
         self._sequences[request_id] = sequence
         self._scheduler.add(sequence)
@@ -168,7 +185,7 @@ class Engine:
         """Logits of a batch's logit_rows, fp32 [R, V], replayed where steps are captured.
 
         Valid until the next call. Reads and writes the cache blocks that the batch names, whoever
-        holds them: for measurements of an engine that runs no requests.
+        holds them: for measurements of an engine that runs no requests, and keeps no prefixes.
         """
         if self._captured is not None and self._captured.serves(batch):
             return self._captured.run(batch)
