@@ -114,8 +114,9 @@ class Scheduler:
     """Continuous batching over one block pool.
 
     Attributes:
-        num_preemptions, num_cached_tokens: how often a sequence was preempted, and how many prompt
-            tokens were found in the cache, since the start.
+        num_preemptions: how often a sequence was preempted since the start.
+        num_prompt_tokens: of all sequences that were admitted.
+        num_cached_tokens: those of them that were found in the cache.
     """
 
     def __init__(self, pool: BlockPool, *, max_batch_tokens: int, max_num_seqs: int) -> None:
@@ -130,7 +131,10 @@ class Scheduler:
         # Names of prompt blocks that are not computed yet, and the running sequence that will.
         self._coming: dict[bytes, Sequence] = {}
         self._arrivals = 0
+        # The last step had a place for one more sequence, but no blocks.
+        self._is_full = False
         self.num_preemptions = 0
+        self.num_prompt_tokens = 0
         self.num_cached_tokens = 0
 
     @property
@@ -147,8 +151,9 @@ class Scheduler:
 
     @property
     def num_queued(self) -> int:
-        """Sequences that wait for others to end, as far as their number goes."""
-        return max(0, len(self._waiting) + len(self._running) - self._max_num_seqs)
+        """Sequences that wait for others to end; the next step would admit the rest."""
+        room = 0 if self._is_full else self._max_num_seqs - len(self._running)
+        return max(0, len(self._waiting) - room)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; its tokens at their most must fit the pool."""
@@ -237,11 +242,13 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Let waiting sequences in, in their order, while there is room for all that one has."""
+        self._is_full = False
         place = 0
         first = min((s for s in self._running if s.num_uncomputed > 1), key=_order, default=None)
         while place < len(self._waiting) and len(self._running) < self._max_num_seqs:
             sequence = self._waiting[place]
             if self._behind and sequence not in self._behind:
+                self._is_full = True
                 break
             if self._pool.prefix_cache:
                 self._name_blocks(sequence)
@@ -251,6 +258,7 @@ class Scheduler:
             found = self._pool.find(_usable_keys(sequence), sequence.token_ids)
             missing = blocks_for(sequence.num_tokens + 1) - len(found)
             if missing > self._pool.num_free - self._pool.num_idle(found):
+                self._is_full = True
                 break
             del self._waiting[place]
             self._start(sequence, found)
@@ -279,6 +287,7 @@ class Scheduler:
         sequence.num_computed = len(found) * BLOCK_SIZE
         if sequence.num_cached_tokens is None:
             sequence.num_cached_tokens = sequence.num_computed
+            self.num_prompt_tokens += sequence.num_prompt_tokens
             self.num_cached_tokens += sequence.num_computed
         for key in sequence.block_keys[len(found) :]:
             self._coming.setdefault(key, sequence)
