@@ -244,7 +244,8 @@ class Engine:
     def _launch(self) -> SampledIds | None:
         """Start the next batch without waiting for the device; None where nothing is to do."""
         chunks = self._scheduler.schedule(self._budget.prefill_tokens)
-        self._prefill_tokens = sum(chunk.end - chunk.start - 1 for chunk in chunks)
+        sizes = [chunk.end - chunk.start for chunk in chunks]
+        self._prefill_tokens = sum(size for size in sizes if size > 1)
         if not chunks:
             return None
         batch = build_batch(chunks, BLOCK_SIZE, self.model.device, sampled=self._in_flight)

@@ -120,6 +120,7 @@ class EngineClient:
 
     def _lose_process(self, reason: str) -> None:
         self._process = None
+        self.stats = StepStats()
         if self._status == "ok":
             self._status = "restarting"
         sinks, self._sinks = self._sinks, {}
