@@ -222,7 +222,7 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         self._release(sequence)
-        sequence.num_computed = sequence.num_registered = 0
+        sequence.num_computed = 0
         self._behind.add(sequence)
         insort(self._waiting, sequence, key=self._turn)
         self.num_preemptions += 1

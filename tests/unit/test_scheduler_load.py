@@ -86,12 +86,17 @@ class Load(RuleBasedStateMachine):
             self.step(prefill_tokens)
 
     def step(self, prefill_tokens: int | None) -> None:
-        running = [s for s in self.live if s.blocks]
+        running = {s: s.blocks for s in self.live if s.blocks}
+        decoding = {s for s in running if s.num_uncomputed == 1}
+        preemptions = self.scheduler.num_preemptions
         chunks = self.scheduler.schedule(prefill_tokens)
         self.scheduler.check()
         assert bool(chunks) == bool(self.live), "work waits, but the step is empty"
+        assert len({chunk.sequence for chunk in chunks}) == len(chunks)
+        assert sum(chunk.end - chunk.start for chunk in chunks) <= self.budget
         self.check_preemption(running)
-        self.check_shares(chunks, prefill_tokens)
+        if self.scheduler.num_preemptions == preemptions:
+            self.check_shares(chunks, decoding, prefill_tokens)
         for chunk in chunks:
             self.compute(chunk)
         self.scheduler.computed(chunks)
@@ -100,12 +105,13 @@ class Load(RuleBasedStateMachine):
                 self.sample(chunk.sequence)
         self.scheduler.check()
 
-    def check_preemption(self, running: list[Sequence]) -> None:
+    def check_preemption(self, running: dict[Sequence, list[int]]) -> None:
         def ending(sequence: Sequence) -> tuple[int, int, int]:
             return sequence.priority, sequence.num_left, sequence.arrival
 
-        preempted = [s for s in running if not s.blocks]
-        kept = [s for s in running if s.blocks and s.num_computed]
+        # One that was preempted and admitted again has another list.
+        kept = [s for s, blocks in running.items() if blocks and s.blocks is blocks]
+        preempted = [s for s in running if s not in kept]
         if preempted and kept:
             assert max(map(ending, kept)) < min(map(ending, preempted))
         self.behind.update(preempted)
@@ -113,20 +119,19 @@ class Load(RuleBasedStateMachine):
             if sequence.blocks and sequence not in running:
                 assert not self.behind or sequence in self.behind, "a new one went before"
 
-    def check_shares(self, chunks: list[Chunk], prefill_tokens: int | None) -> None:
-        assert len({chunk.sequence for chunk in chunks}) == len(chunks)
+    def check_shares(
+        self, chunks: list[Chunk], decoding: set[Sequence], prefill_tokens: int | None
+    ) -> None:
         sizes = {chunk.sequence: chunk.end - chunk.start for chunk in chunks}
-        assert sum(sizes.values()) <= self.budget
-        running = [s for s in self.live if s.blocks]
-        assert all(s in sizes for s in running if s.num_uncomputed == 1 and s.num_generated)
-        prompts = [s for s in running if s.num_uncomputed > 1]
-        decodes = [s for s in running if s.num_uncomputed == 1]
-        left = self.budget - len(decodes)
-        if decodes and prefill_tokens is not None:
+        assert all(sizes.get(sequence) == 1 for sequence in decoding)
+        left = self.budget - len(decoding)
+        if decoding and prefill_tokens is not None:
             left = min(left, prefill_tokens)
+        prompts = [s for s in self.live if s.blocks and s not in decoding]
+        assert sum(sizes[s] for s in prompts if s in sizes) <= left
         if prompts and left > 0:
             first = min(prompts, key=lambda s: (s.priority, s.arrival))
-            assert sizes[first] >= min(first.num_uncomputed, left // 2)
+            assert sizes[first] >= min(first.num_uncomputed, (left + 1) // 2)
 
     def compute(self, chunk: Chunk) -> None:
         sequence = chunk.sequence
