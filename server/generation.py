@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from uuid import uuid4
 
 from qwell.runtime.errors import EngineDeadError, RequestError
-from qwell.runtime.messages import Accepted, EngineInfo, FinishReason, Rejected
+from qwell.runtime.messages import Accepted, Add, EngineInfo, FinishReason, Rejected
 from qwell.runtime.sampling_params import SamplingParams
 from qwell.runtime.text_stream import TextStream
 from qwell.runtime.tokenizer import Tokenizer
@@ -18,10 +18,12 @@ from qwell.server.engine_client import EngineClient, EngineEvent
 
 @dataclass(frozen=True)
 class Job:
-    """One completion to compute."""
+    """One completion to compute; see `Engine.add`."""
 
     prompt_ids: list[int]
     params: SamplingParams
+    priority: int = 0
+    cache_salt: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Generation:
     Attributes:
         completion_tokens: tokens generated so far, of all choices; tokens behind a stop string
             do not count.
+        cached_tokens: prompt tokens of each choice that were found in the prefix cache, known
+            with its first token.
     """
 
     engine: EngineClient
@@ -65,9 +69,13 @@ class Generation:
     jobs: Sequence[Job]
     prompt_param: str
     completion_tokens: int = 0
+    cached_tokens: list[int] = field(init=False)
     _choices: list[_Running] = field(default_factory=list)
     _events: asyncio.Queue[tuple[int, EngineEvent]] = field(default_factory=asyncio.Queue)
     _early: deque[tuple[int, EngineEvent]] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        self.cached_tokens = [0] * len(self.jobs)
 
     async def start(self) -> None:
         """Hand all jobs to the engine; returns once it has accepted every one.
@@ -127,9 +135,7 @@ class Generation:
         request_id = uuid4().hex
         self._choices.append(_Running(request_id, TextStream(self.tokenizer, job.params.stop)))
         self.engine.add(
-            request_id,
-            job.prompt_ids,
-            job.params,
+            Add(request_id, job.prompt_ids, job.params, job.priority, job.cache_salt),
             lambda event: self._events.put_nowait((index, event)),
         )
 
@@ -156,6 +162,7 @@ class Generation:
             raise event
         if isinstance(event, Accepted | Rejected):
             raise RuntimeError(f"{choice.request_id}: {event} after it was accepted")
+        self.cached_tokens[index] += event.cached_tokens
         finish_reason = event.finish_reason
         text = ""
         for token_id in event.token_ids:
