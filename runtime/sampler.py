@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
+from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from qwell.kernels.ops import Ops
 from qwell.runtime.sampled_ids import IdColumn, SampledIds
 from qwell.runtime.scheduler import Sequence
-from qwell.runtime.transfer import to_device
+from qwell.runtime.transfer import arrays_to_device
 
 _MASK = 2**64 - 1
 
@@ -29,6 +31,8 @@ def sample_next(
     if not sequences:
         return torch.empty(0, dtype=torch.int32, device=logits.device)
     params = [sequence.params for sequence in sequences]
+    if not any(p.temperature or p.repetition_penalty != 1.0 for p in params):
+        return ops.sample(logits, **_greedy(len(params), logits.device))
     seen = IdColumn(sampled)
     cu_seen = [0]
     for sequence in sequences:
@@ -38,21 +42,23 @@ def sample_next(
             seen.append_in_flight(sequence)
         cu_seen.append(len(seen.ids))
 
-    draws = [uniform(sequence.seed, sequence.num_generated) for sequence in sequences]
-    temperature, top_p, min_p, penalty, draw = to_device(
-        (
-            [p.temperature for p in params],
-            [p.top_p for p in params],
-            [p.min_p for p in params],
-            [p.repetition_penalty for p in params],
-            draws,
-        ),
-        torch.float64,
+    rows = np.array(
+        [
+            (p.temperature, p.top_p, p.min_p, p.repetition_penalty, _draw(sequence))
+            for sequence, p in zip(sequences, params, strict=True)
+        ]
+    )
+    *columns, top_k, known_ids, sources, cu_seen_ids = arrays_to_device(
+        [
+            *np.ascontiguousarray(rows.T),
+            *(
+                np.array(ints, dtype=np.int32)
+                for ints in ([p.top_k for p in params], seen.ids, seen.sources, cu_seen)
+            ),
+        ],
         logits.device,
     )
-    top_k, known_ids, sources, cu_seen_ids = to_device(
-        ([p.top_k for p in params], seen.ids, seen.sources, cu_seen), torch.int32, logits.device
-    )
+    temperature, top_p, min_p, penalty, draw = columns
     return ops.sample(
         logits,
         temperature=temperature,
@@ -64,6 +70,31 @@ def sample_next(
         cu_seen=cu_seen_ids,
         uniform=draw,
     )
+
+
+@lru_cache(maxsize=256)
+def _greedy(rows: int, device: torch.device) -> dict[str, Tensor]:
+    """Parameters of so many greedy rows: always the same, and so they stay on the device."""
+    zeros = torch.zeros(rows, dtype=torch.float64, device=device)
+    ones = torch.ones_like(zeros)
+    nothing = torch.zeros(rows + 1, dtype=torch.int32, device=device)
+    return {
+        "temperature": zeros,
+        "top_k": torch.zeros(rows, dtype=torch.int32, device=device),
+        "top_p": ones,
+        "min_p": zeros,
+        "repetition_penalty": ones,
+        "seen_ids": nothing[:0],
+        "cu_seen": nothing,
+        "uniform": zeros,
+    }
+
+
+def _draw(sequence: Sequence) -> float:
+    """Its next random number; greedy rows draw none."""
+    if sequence.params.temperature == 0.0:
+        return 0.0
+    return uniform(sequence.seed, sequence.num_generated)
 
 
 def uniform(seed: int, step: int) -> float:
