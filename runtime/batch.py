@@ -51,8 +51,9 @@ def build_batch(
 ) -> Batch:
     """The batch of the scheduled chunks.
 
-    Logits are wanted for the last token of every chunk that completes its sequence, or for
-    every token with `all_logits`. Ids that a step in flight has `sampled` are taken from there.
+    Logits are wanted for the last token of every chunk that completes its sequence, and for
+    every token of one that scores its prompt; with `all_logits` for every token. Ids that a step
+    in flight has `sampled` are taken from there.
     """
     input_ids = IdColumn(sampled)
     positions: list[int] = []
@@ -70,7 +71,7 @@ def build_batch(
             for position in range(chunk.start, chunk.end)
         )
         starts.append(len(input_ids.ids))
-        if all_logits:
+        if all_logits or chunk.scored:
             logit_rows += range(starts[-2], starts[-1])
         elif chunk.completes:
             logit_rows.append(starts[-1] - 1)

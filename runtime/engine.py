@@ -25,8 +25,13 @@ from qwell.runtime.messages import EngineInfo, FinishReason, TokenOutput
 from qwell.runtime.precision import dtype_name
 from qwell.runtime.sampled_ids import SampledIds
 from qwell.runtime.sampler import sample_next
-from qwell.runtime.sampling_params import SamplingParams
+from qwell.runtime.sampling_params import (
+    SamplingParams,
+    check_some_id_is_left,
+    check_token_ids,
+)
 from qwell.runtime.scheduler import Chunk, Scheduler, Sequence
+from qwell.runtime.step_logprobs import SampledScores, completing_rows, score_prompts
 
 if TYPE_CHECKING:
     from qwell.runtime.recorded_forward import RecordedForward
@@ -103,13 +108,16 @@ class Engine:
         """Queue a request; its tokens come out of later steps.
 
         Raises:
-            RequestError: an empty prompt, an id outside the vocabulary, or more tokens than
-                the context holds (code "context_length_exceeded").
+            RequestError: an empty prompt, an id outside the vocabulary, more tokens than the
+                context holds (code "context_length_exceeded"), or bans that leave no id.
         """
         if request_id in self._sequences:
             raise RequestError(f"the request id {request_id!r} is in use")
-        self._check(prompt_ids, params.max_tokens)
-        if params.max_tokens == 0:
+        scores_prompt = params.prompt_logprobs is not None
+        # A prompt is only computed with room for the token after it.
+        self._check(prompt_ids, max(params.max_tokens, int(scores_prompt)))
+        check_token_ids(params, self.model.config.vocab_size)
+        if params.max_tokens == 0 and not scores_prompt:
             self._done.append(TokenOutput(request_id, [], "length"))
             return
         sequence = Sequence(
@@ -118,7 +126,9 @@ class Engine:
             num_prompt_tokens=len(prompt_ids),
             params=params,
             seed=secrets.randbits(64) if params.seed is None else params.seed,
+            end_ids=self._eos_of(params).union(params.stop_token_ids),
         )
+        check_some_id_is_left(params, sequence.end_ids)
         self._sequences[request_id] = sequence
         self._scheduler.add(sequence)
 
@@ -180,21 +190,27 @@ class Engine:
         if not chunks:
             return None
         batch = build_batch(chunks, BLOCK_SIZE, self.model.device, sampled=self._in_flight)
+        ops = self.model.decoder.ops
         logits = self.forward(batch)
+        prompt_scores = score_prompts(ops, logits, chunks)
+        logits = completing_rows(logits, chunks)
         self._scheduler.computed(chunks)
         sequences = [chunk.sequence for chunk in chunks if chunk.completes]
-        ids = sample_next(self.model.decoder.ops, logits, sequences, self._in_flight)
+        sampled_scores = SampledScores(logits, sequences)
+        ids = sample_next(ops, logits, sequences, self._in_flight)
+        scores = sampled_scores.of(ops, ids)
         for sequence in sequences:
             sequence.num_in_flight += 1
-            if sequence.num_generated == sequence.params.max_tokens:
+            if sequence.num_generated >= sequence.params.max_tokens:
                 # This end is known before the id: the sequence is in no later step.
                 self._scheduler.remove(sequence)
-        return SampledIds(sequences, ids)
+        return SampledIds(sequences, ids, scores, prompt_scores)
 
     def _collect(self, sampled: SampledIds) -> list[TokenOutput]:
         """Wait for a step's ids and give them to their sequences."""
         outputs = []
-        for sequence, token_id in zip(sampled.sequences, sampled.wait(), strict=True):
+        ids, scores, prompt_scores = sampled.wait(), sampled.scores(), sampled.prompt_scores()
+        for sequence, token_id in zip(sampled.sequences, ids, strict=True):
             sequence.arrived(token_id)
             # Others were aborted, or found at their end when this step had been launched.
             if self._sequences.get(sequence.request_id) is sequence:
@@ -202,15 +218,32 @@ class Engine:
                 if reason is not None:
                     del self._sequences[sequence.request_id]
                     self._scheduler.remove(sequence)
-                outputs.append(TokenOutput(sequence.request_id, [token_id], reason))
+                outputs.append(
+                    TokenOutput(
+                        sequence.request_id,
+                        # One that is to get none was computed for its prompt's sake.
+                        [token_id] if sequence.params.max_tokens else [],
+                        reason,
+                        scores.get(sequence),
+                        prompt_scores.pop(sequence, None),
+                    )
+                )
+        outputs += [
+            TokenOutput(sequence.request_id, [], prompt_logprobs=logprobs)
+            for sequence, logprobs in prompt_scores.items()
+            if self._sequences.get(sequence.request_id) is sequence
+        ]
         return outputs
 
     def _finish_reason(self, sequence: Sequence) -> FinishReason | None:
         """Why the last known token of a sequence is its last; None if it is not."""
-        if sequence.token_ids[-1] in self._eos and not sequence.params.ignore_eos:
-            return "stop"
         known = len(sequence.token_ids) - sequence.num_prompt_tokens
-        return "length" if known == sequence.params.max_tokens else None
+        if known <= sequence.params.max_tokens and sequence.token_ids[-1] in sequence.end_ids:
+            return "stop"
+        return "length" if known >= sequence.params.max_tokens else None
+
+    def _eos_of(self, params: SamplingParams) -> frozenset[int]:
+        return frozenset() if params.ignore_eos else self._eos
 
     def _check(self, prompt_ids: SequenceOf[int], max_tokens: int) -> None:
         if not prompt_ids:

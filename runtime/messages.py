@@ -6,7 +6,7 @@ below and nothing else: no pickle, no code. Torch-free.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -50,15 +50,49 @@ class StartFailed(msgspec.Struct, tag=True, frozen=True):
     message: str
 
 
+class TokenLogprob(NamedTuple):
+    """Log-probability of a token, and the most likely (id, log-probability), highest first."""
+
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+class Logprobs(msgspec.Struct, array_like=True, frozen=True):
+    """Log-probabilities of n tokens that follow each other, with k most likely ids each.
+
+    Numbers of 4 bytes as this machine stores them: fp32 `chosen` [n] and `top` [n, k], int32
+    `top_ids` [n, k]. As msgpack numbers they would take twice the bytes and ten times as long.
+    """
+
+    chosen: bytes
+    top_ids: bytes
+    top: bytes
+
+    def tokens(self) -> list[TokenLogprob]:
+        """The same, token by token."""
+        chosen: list[float] = memoryview(self.chosen).cast("f").tolist()
+        ids: list[int] = memoryview(self.top_ids).cast("i").tolist()
+        top: list[float] = memoryview(self.top).cast("f").tolist()
+        likely = list(zip(ids, top, strict=True))
+        k = len(likely) // len(chosen)
+        return [
+            TokenLogprob(logprob, likely[i * k : i * k + k]) for i, logprob in enumerate(chosen)
+        ]
+
+
 class TokenOutput(msgspec.Struct, frozen=True):
     """New tokens of one request. With a `finish_reason` nothing more follows.
 
-    An end-of-sequence id that ended the request is the last of `token_ids`.
+    An end-of-sequence id that ended the request is the last of `token_ids`. Requests that ask get
+    `logprobs` of these, and `prompt_logprobs` of the prompt's tokens but the first: piece by piece,
+    in order, the last no later than the first new token.
     """
 
     request_id: str
     token_ids: list[int]
     finish_reason: FinishReason | None = None
+    logprobs: Logprobs | None = None
+    prompt_logprobs: Logprobs | None = None
 
 
 class StepOutputs(msgspec.Struct, tag=True, frozen=True):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from qwell.runtime.scheduler import Sequence
+from qwell.runtime.step_logprobs import Scores
 from qwell.runtime.transfer import to_host
 
 
@@ -22,13 +23,22 @@ class SampledIds:
         rows: place of a sequence among them.
         on_device: int32 [S].
         wait: returns the ids once the step has run.
+        scores, prompt_scores: return the log-probabilities that the step took, likewise.
     """
 
-    def __init__(self, sequences: list[Sequence], on_device: Tensor) -> None:
+    def __init__(
+        self,
+        sequences: list[Sequence],
+        on_device: Tensor,
+        scores: Scores = dict,
+        prompt_scores: Scores = dict,
+    ) -> None:
         self.sequences = sequences
         self.rows = {sequence: row for row, sequence in enumerate(sequences)}
         self.on_device = on_device
         self.wait = to_host(on_device)
+        self.scores = scores
+        self.prompt_scores = prompt_scores
 
 
 class IdColumn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from functools import lru_cache
 
@@ -10,11 +11,13 @@ import torch
 from torch import Tensor
 
 from qwell.kernels.ops import Ops
+from qwell.runtime.logit_adjustment import Floats, Ints
 from qwell.runtime.sampled_ids import IdColumn, SampledIds
 from qwell.runtime.scheduler import Sequence
 from qwell.runtime.transfer import arrays_to_device
 
 _MASK = 2**64 - 1
+_NONE_LISTED = (np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0))
 
 
 def sample_next(
@@ -27,49 +30,75 @@ def sample_next(
 
     An id depends on its own row, parameters, seed and place in the sequence alone: not on
     the neighbours, nor on how the sequence was scheduled. `sampled` holds ids in flight.
+    Penalties, biases and bans change the logits in place.
     """
     if not sequences:
         return torch.empty(0, dtype=torch.int32, device=logits.device)
+    if any(s.adjustment is not None and s.adjustment.acts(s.num_generated) for s in sequences):
+        _adjust(ops, logits, sequences, sampled)
+    if all(sequence.params.temperature == 0.0 for sequence in sequences):
+        return ops.sample(logits, **_greedy(len(sequences), logits.device))
     params = [sequence.params for sequence in sequences]
-    if not any(p.temperature or p.repetition_penalty != 1.0 for p in params):
-        return ops.sample(logits, **_greedy(len(params), logits.device))
-    seen = IdColumn(sampled)
-    cu_seen = [0]
-    for sequence in sequences:
-        seen.extend(sequence.seen_ids)
-        if sequence.penalised and sequence.num_in_flight:
-            # It may have been seen before: kernels give an id listed twice the penalty once.
-            seen.append_in_flight(sequence)
-        cu_seen.append(len(seen.ids))
+    rows = [
+        (p.temperature, p.top_p, p.min_p, p.typical_p, _draw(sequence))
+        for sequence, p in zip(sequences, params, strict=True)
+    ]
+    temperature, top_p, min_p, typical_p, draws = np.ascontiguousarray(np.array(rows).T)
+    parameters = {
+        "temperature": temperature,
+        "top_k": np.array([p.top_k for p in params], dtype=np.int32),
+        "top_p": top_p,
+        "min_p": min_p,
+        "typical_p": typical_p,
+        "uniform": draws,
+    }
+    return ops.sample(logits, **_on_device(parameters, logits.device))
 
-    rows = np.array(
-        [
-            (p.temperature, p.top_p, p.min_p, p.repetition_penalty, _draw(sequence))
-            for sequence, p in zip(sequences, params, strict=True)
-        ]
+
+def _adjust(
+    ops: Ops, logits: Tensor, sequences: SequenceOf[Sequence], sampled: SampledIds | None
+) -> None:
+    """Penalise, bias and ban, in place."""
+    newest = IdColumn(sampled)
+    listed: list[tuple[Ints, Ints, Floats]] = []
+    for sequence in sequences:
+        adjustment = sequence.adjustment
+        if adjustment is None:
+            listed.append(_NONE_LISTED)
+        else:
+            listed.append(adjustment.listed(sequence.num_generated))
+        if adjustment is not None and adjustment.counts_tokens and sequence.num_in_flight:
+            newest.append_in_flight(sequence)
+        else:
+            newest.extend((-1,))
+    ids, counts, biases = (np.concatenate(columns) for columns in zip(*listed, strict=True))
+    params = [sequence.params for sequence in sequences]
+    penalties = np.array(
+        [(p.repetition_penalty, p.presence_penalty, p.frequency_penalty) for p in params]
     )
-    *columns, top_k, known_ids, sources, cu_seen_ids = arrays_to_device(
-        [
-            *np.ascontiguousarray(rows.T),
-            *(
-                np.array(ints, dtype=np.int32)
-                for ints in ([p.top_k for p in params], seen.ids, seen.sources, cu_seen)
-            ),
-        ],
+    repetition, presence, frequency = np.ascontiguousarray(penalties.T)
+    only_listed = [p.allowed_token_ids is not None for p in params]
+    parameters = _on_device(
+        {
+            "ids": ids,
+            "counts": counts,
+            "biases": biases,
+            "cu_ids": np.cumsum([0, *(len(row[0]) for row in listed)], dtype=np.int32),
+            "newest": np.array(newest.ids, dtype=np.int32),
+            "sources": np.array(newest.sources, dtype=np.int32),
+            "repetition_penalty": repetition,
+            "presence_penalty": presence,
+            "frequency_penalty": frequency,
+            "only_listed": np.array(only_listed, dtype=np.int32),
+        },
         logits.device,
     )
-    temperature, top_p, min_p, penalty, draw = columns
-    return ops.sample(
-        logits,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=penalty,
-        seen_ids=seen.complete(known_ids, sources),
-        cu_seen=cu_seen_ids,
-        uniform=draw,
-    )
+    parameters["newest"] = newest.complete(parameters["newest"], parameters.pop("sources"))
+    ops.adjust_logits(logits, **parameters)
+
+
+def _on_device(arrays: Mapping[str, Ints | Floats], device: torch.device) -> dict[str, Tensor]:
+    return dict(zip(arrays, arrays_to_device(list(arrays.values()), device), strict=True))
 
 
 @lru_cache(maxsize=256)
@@ -77,15 +106,12 @@ def _greedy(rows: int, device: torch.device) -> dict[str, Tensor]:
     """Parameters of so many greedy rows: always the same, and so they stay on the device."""
     zeros = torch.zeros(rows, dtype=torch.float64, device=device)
     ones = torch.ones_like(zeros)
-    nothing = torch.zeros(rows + 1, dtype=torch.int32, device=device)
     return {
         "temperature": zeros,
         "top_k": torch.zeros(rows, dtype=torch.int32, device=device),
         "top_p": ones,
         "min_p": zeros,
-        "repetition_penalty": ones,
-        "seen_ids": nothing[:0],
-        "cu_seen": nothing,
+        "typical_p": ones,
         "uniform": zeros,
     }
 

@@ -15,6 +15,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from qwell.runtime.kv_cache import BlockPool, blocks_for
+from qwell.runtime.logit_adjustment import LogitAdjustment, adjustment_of
 from qwell.runtime.sampling_params import SamplingParams
 
 
@@ -27,7 +28,10 @@ class Sequence:
         num_in_flight: tokens after these that are drawn, but not known yet.
         num_computed: tokens that are in the cache once the steps in flight have run.
         blocks: where they are.
-        seen_ids: distinct `token_ids` if the sequence is penalised, else empty.
+        end_ids: ids that end it.
+        adjustment: what is done to its logits, if anything is.
+        num_scored: leading prompt tokens whose log-probabilities have been taken, or need not be:
+            the first has none.
     """
 
     request_id: str
@@ -35,18 +39,17 @@ class Sequence:
     num_prompt_tokens: int
     params: SamplingParams
     seed: int
+    end_ids: frozenset[int] = frozenset()
     num_in_flight: int = 0
     num_computed: int = 0
     blocks: list[int] = field(default_factory=list)
-    seen_ids: set[int] = field(default_factory=set, init=False)
+    adjustment: LogitAdjustment | None = field(init=False)
+    num_scored: int = 1
 
     def __post_init__(self) -> None:
-        if self.penalised:
-            self.seen_ids.update(self.token_ids)
-
-    @property
-    def penalised(self) -> bool:
-        return self.params.repetition_penalty != 1.0
+        self.adjustment = adjustment_of(
+            self.params, self.token_ids, self.num_prompt_tokens, self.end_ids
+        )
 
     @property
     def num_tokens(self) -> int:
@@ -64,8 +67,8 @@ class Sequence:
         """The first token in flight is known."""
         self.num_in_flight -= 1
         self.token_ids.append(token_id)
-        if self.penalised:
-            self.seen_ids.add(token_id)
+        if self.adjustment is not None:
+            self.adjustment.generated(token_id)
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,15 @@ class Chunk:
     def completes(self) -> bool:
         """The next token can be sampled after this chunk."""
         return self.end == self.sequence.num_tokens
+
+    @property
+    def scored(self) -> range:
+        """Places of the prompt tokens whose log-probabilities this chunk's logits are to give."""
+        sequence = self.sequence
+        if sequence.params.prompt_logprobs is None:
+            return range(0)
+        first = max(sequence.num_scored, self.start + 1)
+        return range(first, min(self.end + 1, sequence.num_prompt_tokens))
 
 
 class Scheduler:
@@ -142,6 +154,7 @@ class Scheduler:
     def computed(self, chunks: list[Chunk]) -> None:
         """The step is launched: the chunks' tokens are in the cache for every later one."""
         for chunk in chunks:
+            chunk.sequence.num_scored = max(chunk.sequence.num_scored, chunk.scored.stop)
             chunk.sequence.num_computed = chunk.end
 
     def _can_admit(self) -> bool:

@@ -71,14 +71,26 @@ def to_host(values: Tensor) -> Callable[[], list[int]]:
     """Start to copy int values [N] to the host; what is returned waits for them."""
     if values.device.type != "cuda":
         return values.tolist
+    wait = to_host_array(values)
+
+    def wait_for_list() -> list[int]:
+        ids: list[int] = wait().tolist()
+        return ids
+
+    return wait_for_list
+
+
+def to_host_array(values: Tensor) -> Callable[[], npt.NDArray[np.int32]]:
+    """Start to copy int32 values of any shape to the host; what is returned waits for them."""
+    if values.device.type != "cuda":
+        return values.numpy
     host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
     host.copy_(values, non_blocking=True)
     copied = torch.cuda.Event()
     copied.record(torch.cuda.current_stream(values.device))
 
-    def wait() -> list[int]:
+    def wait() -> npt.NDArray[np.int32]:
         copied.synchronize()
-        ids: list[int] = host.tolist()
-        return ids
+        return host.numpy()
 
     return wait

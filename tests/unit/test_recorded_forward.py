@@ -166,7 +166,7 @@ def all_logits(folder: Path, **options: object) -> tuple[Engine, list[torch.Tens
     sizes = {"max_batch_tokens": 40, "max_num_seqs": 5, "kv_cache_tokens": 320}
     engine = start_engine(folder, {"sample": seen}, **sizes, **options)
     for seed, (length, count) in enumerate(REQUESTS):
-        params = SamplingParams(max_tokens=count, temperature=0.0, seed=seed, ignore_eos=True)
+        params = SamplingParams(max_tokens=count, top_k=1, seed=seed, ignore_eos=True)
         engine.add(str(seed), [(7 * seed + i) % 199 for i in range(length)], params)
     tokens = run_to_end(engine)
     return engine, [
