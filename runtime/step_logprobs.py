@@ -65,10 +65,11 @@ class SampledScores:
 
     def __init__(self, logits: Tensor, sequences: SequenceOf[Sequence]) -> None:
         """Keep the rows of fp32 logits [S, V] whose sequences ask."""
-        self._asking = [s for s in sequences if s.params.logprobs is not None]
+        # A sequence that is to get no token draws one all the same.
+        asks = [s.params.logprobs is not None and s.params.max_tokens > 0 for s in sequences]
+        self._asking = [s for s, asking in zip(sequences, asks, strict=True) if asking]
         if self._asking:
-            asking = [s.params.logprobs is not None for s in sequences]
-            rows = np.flatnonzero(asking).astype(np.int32)
+            rows = np.flatnonzero(asks).astype(np.int32)
             [self._rows] = arrays_to_device([rows], logits.device)
             self._logits = logits.index_select(0, self._rows)
 
