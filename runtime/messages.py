@@ -6,6 +6,7 @@ below and nothing else: no pickle, no code. Torch-free.
 
 from __future__ import annotations
 
+from array import array
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -70,10 +71,8 @@ class Logprobs(msgspec.Struct, array_like=True, frozen=True):
 
     def tokens(self) -> list[TokenLogprob]:
         """The same, token by token."""
-        chosen: list[float] = memoryview(self.chosen).cast("f").tolist()
-        ids: list[int] = memoryview(self.top_ids).cast("i").tolist()
-        top: list[float] = memoryview(self.top).cast("f").tolist()
-        likely = list(zip(ids, top, strict=True))
+        chosen = array("f", self.chosen)
+        likely = list(zip(array("i", self.top_ids), array("f", self.top), strict=True))
         k = len(likely) // len(chosen)
         return [
             TokenLogprob(logprob, likely[i * k : i * k + k]) for i, logprob in enumerate(chosen)
