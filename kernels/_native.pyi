@@ -46,6 +46,24 @@ class LinearCall:
         outputs: int,
     ) -> None: ...
 
+class AdjustLogitsCall:
+    def __init__(
+        self,
+        *,
+        logits: int,
+        ids: int,
+        counts: int,
+        biases: int,
+        cu_ids: int,
+        newest: int,
+        repetition_penalty: int,
+        presence_penalty: int,
+        frequency_penalty: int,
+        only_listed: int,
+        rows: int,
+        vocabulary: int,
+    ) -> None: ...
+
 class AttentionCall:
     def __init__(
         self,
@@ -140,9 +158,7 @@ class SampleCall:
         top_k: int,
         top_p: int,
         min_p: int,
-        repetition_penalty: int,
-        seen_ids: int,
-        cu_seen: int,
+        typical_p: int,
         uniform: int,
         next_ids: int,
         rows: int,
@@ -154,7 +170,8 @@ class SiluMulCall:
 
 # Only in this file: what the overloads of run and append take.
 Call: TypeAlias = (
-    AttentionCall
+    AdjustLogitsCall
+    | AttentionCall
     | EmbeddingCall
     | LinearCall
     | LogprobsCall

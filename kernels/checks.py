@@ -31,6 +31,17 @@ def check_cpu(op: str, name: str, tensor: Tensor) -> None:
         raise KernelError(f"{op}: {name} must be on the CPU, got {tensor.device}")
 
 
+def check_parameter(op: str, name: str, tensor: Tensor, dtype: torch.dtype, size: int) -> None:
+    """Refuse what is not `size` numbers of `dtype`, contiguous in this machine's memory.
+
+    Raises KernelError.
+    """
+    if tensor.dtype != dtype:
+        raise KernelError(f"{op}: {name} must be {dtype}, got {tensor.dtype}")
+    check_cpu(op, name, tensor)
+    check_tensor(op, name, tensor, tensor, (size,))
+
+
 def check_logits(op: str, logits: Tensor) -> tuple[int, int]:
     """Check that logits are contiguous float32 [S, V] and return (S, V). Raises KernelError."""
     if logits.dim() != 2 or logits.shape[1] == 0 or logits.dtype != torch.float32:

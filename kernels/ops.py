@@ -117,6 +117,34 @@ class SiluMul(Protocol):
         """silu(gate) * up for gate_up [T, 2 I] = gate | up -> [T, I]; in fp32, rounded once."""
 
 
+class AdjustLogits(Protocol):
+    def __call__(
+        self,
+        logits: Tensor,
+        ids: Tensor,
+        counts: Tensor,
+        biases: Tensor,
+        cu_ids: Tensor,
+        newest: Tensor,
+        repetition_penalty: Tensor,
+        presence_penalty: Tensor,
+        frequency_penalty: Tensor,
+        only_listed: Tensor,
+    ) -> None:
+        """Penalise, bias and ban ids of fp32 logits [S, V] in place; rows do not meet.
+
+        Row s lists ids[cu_ids[s]:cu_ids[s + 1]], each at most once. counts says how often an id
+        was generated, -1 if it is not in the prompt either; biases (float64) what is added to its
+        logit, -inf bans it. newest [S] is the id generated last where counts do not have it yet,
+        listed or not, else -1. Penalties are float64 [S]; all but these and biases are int32.
+
+        Order: repetition penalty of ids with count >= 0 (logit / penalty if >= 0, else * penalty;
+        CTRL, arXiv 1909.05858), - frequency_penalty * count - presence_penalty of those with
+        count > 0, + bias, each step rounded to fp32. Where only_listed is not 0, ids that are not
+        listed get -inf.
+        """
+
+
 class Sample(Protocol):
     def __call__(
         self,
@@ -125,18 +153,18 @@ class Sample(Protocol):
         top_k: Tensor,
         top_p: Tensor,
         min_p: Tensor,
-        repetition_penalty: Tensor,
-        seen_ids: Tensor,
-        cu_seen: Tensor,
+        typical_p: Tensor,
         uniform: Tensor,
     ) -> Tensor:
         """Next ids [S] from fp32 logits [S, V]; every parameter is [S], row s alone decides id s.
 
-        Order: repetition penalty over the ids seen_ids[cu_seen[s]:cu_seen[s + 1]], one listed
-        twice counting once (logit / penalty if >= 0, else * penalty), temperature, top-k (0
-        keeps all; ties of the k-th stay), top-p (the smallest set reaching it, at least one),
-        min-p, then the inverse of the cumulative distribution at uniform[s] in [0, 1), ids in
-        ascending order. Temperature 0 takes the first maximum.
+        Order: temperature, top-k (0 keeps all; ties of the k-th stay), top-p (the smallest set
+        reaching it, at least one), min-p, typical-p, then the inverse of the cumulative
+        distribution at uniform[s] in [0, 1), ids in ascending order. Temperature 0 takes the first
+        maximum.
+
+        Typical-p (arXiv 2202.00666; 1 keeps all) keeps the ids whose -log(probability) is nearest
+        to the entropy: as many as reach it, and those as near, in fp32, as the last of these.
         """
 
 
@@ -163,11 +191,14 @@ class Ops:
     rope: Rope
     attention: Attention
     silu_mul: SiluMul
+    adjust_logits: AdjustLogits
     sample: Sample
     logprobs: Logprobs
 
 
 OP_NAMES = tuple(field.name for field in fields(Ops))
 
-FORWARD_OP_NAMES = tuple(op for op in OP_NAMES if op not in ("sample", "logprobs"))
+_ON_LOGITS = ("adjust_logits", "sample", "logprobs")
+
+FORWARD_OP_NAMES = tuple(op for op in OP_NAMES if op not in _ON_LOGITS)
 """Those that a model's forward pass consists of."""

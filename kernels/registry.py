@@ -58,6 +58,7 @@ _CANDIDATES: dict[str, tuple[Candidate, ...]] = {
     "rope": (_NATIVE_F32, _TRITON, _REFERENCE),
     "attention": (_NATIVE_F32, _TRITON, _REFERENCE),
     "silu_mul": (_NATIVE_F32, _TRITON, _REFERENCE),
+    "adjust_logits": (_NATIVE, _TRITON, _REFERENCE),
     "sample": (_NATIVE, _TRITON, _REFERENCE),
     "logprobs": (_NATIVE, _TRITON, _REFERENCE),
 }

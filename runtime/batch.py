@@ -51,8 +51,10 @@ def build_batch(
 ) -> Batch:
     """The batch of the scheduled chunks.
 
-    Logits are wanted for the last token of every chunk that completes its sequence, or for
-    every token with `all_logits`. Ids that a step in flight has `sampled` are taken from there.
+    Logits are wanted for the last token of every chunk that completes its sequence and for the
+    guesses that follow it, and for every token of one that scores its prompt; with `all_logits`
+    for every token. Ids that a step
+    in flight has `sampled` are taken from there.
     """
     input_ids = IdColumn(sampled)
     positions: list[int] = []
@@ -64,24 +66,25 @@ def build_batch(
         input_ids.extend(chunk.sequence.token_ids[chunk.start : chunk.end])
         if chunk.end > len(chunk.sequence.token_ids):
             input_ids.append_in_flight(chunk.sequence)
-        positions += range(chunk.start, chunk.end)
+        input_ids.extend(chunk.draft_ids)
+        positions += range(chunk.start, chunk.stop)
         slots += (
             blocks[position // block_size] * block_size + position % block_size
-            for position in range(chunk.start, chunk.end)
+            for position in range(chunk.start, chunk.stop)
         )
         starts.append(len(input_ids.ids))
-        if all_logits:
+        if all_logits or chunk.scored:
             logit_rows += range(starts[-2], starts[-1])
-        elif chunk.completes:
-            logit_rows.append(starts[-1] - 1)
-    lengths = [chunk.end - chunk.start for chunk in chunks]
+        else:
+            logit_rows += range(starts[-1] - chunk.num_drawn, starts[-1])
+    lengths = [chunk.stop - chunk.start for chunk in chunks]
     # A sequence may have blocks already for tokens of later steps.
-    needed = [-(-chunk.end // block_size) for chunk in chunks]
+    needed = [-(-chunk.stop // block_size) for chunk in chunks]
     width = max(needed)
     table: list[int] = []
     for chunk, count in zip(chunks, needed, strict=True):
         table += chunk.sequence.blocks[:count] + [0] * (width - count)
-    seq_lens = [chunk.end for chunk in chunks]
+    seq_lens = [chunk.stop for chunk in chunks]
     known_ids, sources, *columns = to_device(
         (
             input_ids.ids,

@@ -10,34 +10,45 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceOf
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from qwell.kernels.registry import is_native
-from qwell.runtime.batch import Batch, build_batch
+from qwell.runtime.batch import build_batch
 from qwell.runtime.block_pool import BlockPool
-from qwell.runtime.decode_graphs import DecodeGraphs, bucket_sizes, cuda_capture
+from qwell.runtime.draft_model import load_draft_model
 from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.errors import RequestError
+from qwell.runtime.forward import Forward
 from qwell.runtime.kv_cache import BLOCK_SIZE, blocks_for
 from qwell.runtime.loader import LoadedModel, load_model
 from qwell.runtime.messages import EngineInfo, FinishReason, StepStats, TokenOutput
 from qwell.runtime.precision import dtype_name
+from qwell.runtime.prompt_lookup import PromptLookups
 from qwell.runtime.sampled_ids import SampledIds
 from qwell.runtime.sampler import sample_next
-from qwell.runtime.sampling_params import SamplingParams
-from qwell.runtime.scheduler import Chunk, Scheduler, Sequence
+from qwell.runtime.sampling_params import (
+    SamplingParams,
+    check_some_id_is_left,
+    check_token_ids,
+)
+from qwell.runtime.scheduler import NO_DRAFTS, Chunk, Scheduler, Sequence
+from qwell.runtime.speculation import Drafter, Speculator, kept_ids
 from qwell.runtime.step_budget import StepBudget
 from qwell.runtime.step_clock import StepClock
-
-if TYPE_CHECKING:
-    from qwell.runtime.recorded_forward import RecordedForward
+from qwell.runtime.step_logprobs import SampledScores, completing_rows, score_prompts
 
 
 class Engine:
-    """Runs the requests of one model, many at a time, one step after the other."""
+    """Runs the requests of one model, many at a time, one step after the other.
+
+    Attributes:
+        model: as it was loaded.
+        forward: computes the steps. Calling it reads and writes the cache blocks that the batch
+            names, whoever holds them: for measurements of an engine that runs no requests and
+            keeps no prefixes.
+    """
 
     def __init__(
         self,
@@ -45,6 +56,7 @@ class Engine:
         options: EngineOptions,
         *,
         overlap: bool | None = None,
+        drafter: Drafter | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """An engine over a loaded model.
@@ -53,6 +65,7 @@ class Engine:
             model, options: the model, and how to run it.
             overlap: launch a step before the ids of the last one are known on the host; None
                 does so on devices that run on their own while the host goes on.
+            drafter: guesses tokens ahead; None looks them up in the text so far.
             clock: seconds, from which the engine learns how long steps take.
         """
         self.model = model
@@ -71,12 +84,19 @@ class Engine:
             None if target_ms is None else target_ms / 1e3, options.max_batch_tokens
         )
         self._clock = StepClock(clock)
-        self._captured = None if options.eager else _capture(model, options)
+        # With overlap the ids that guesses would follow are not known in time.
+        self._speculator = (
+            Speculator(drafter or PromptLookups(), clock)
+            if options.speculation and not self._overlap
+            else None
+        )
+        self.forward = Forward(model, options)
         self._sequences: dict[str, Sequence] = {}
         # Requests for no tokens at all: done, but reported by a step like every other.
         self._done: list[TokenOutput] = []
         self._in_flight: SampledIds | None = None
-        self._prefill_tokens = 0  # of the step that was launched last
+        # Prompt tokens and guesses of the step that was launched last.
+        self._more_tokens = 0
         self._steps = 0
 
     @classmethod
@@ -94,7 +114,8 @@ class Engine:
         Raises:
             CheckpointError, UnsupportedModelError, EngineStartError: see `load_model`.
         """
-        return cls(load_model(options, kernels), options)
+        model = load_model(options, kernels)
+        return cls(model, options, drafter=load_draft_model(options, model))
 
     @property
     def info(self) -> EngineInfo:
@@ -117,6 +138,7 @@ class Engine:
     def stats(self) -> StepStats:
         """How the engine is now, and what it has done since its start."""
         scheduler, pool, seconds = self._scheduler, self._pool, self._clock.sums
+        speculator = self._speculator
         return StepStats(
             running=scheduler.num_running,
             waiting=scheduler.num_waiting,
@@ -126,6 +148,8 @@ class Engine:
             prompt_tokens=scheduler.num_prompt_tokens,
             prefix_hit_tokens=scheduler.num_cached_tokens,
             preemptions=scheduler.num_preemptions,
+            drafted_tokens=0 if speculator is None else speculator.num_drafted,
+            accepted_tokens=0 if speculator is None else speculator.num_accepted,
             schedule_s=seconds["schedule"],
             forward_s=seconds["forward"],
             sample_s=seconds["sample"],
@@ -155,13 +179,16 @@ class Engine:
 
         Raises:
             RequestError: an empty prompt, an id outside the vocabulary, more tokens than the
-                context holds (code "context_length_exceeded"), or too many requests that wait
-                (code "queue_full").
+                context holds (code "context_length_exceeded"), bans that leave no id, or too many
+                requests that wait (code "queue_full").
         """
         if request_id in self._sequences:
             raise RequestError(f"the request id {request_id!r} is in use")
-        self._check(prompt_ids, params.max_tokens)
-        if params.max_tokens == 0:
+        scores_prompt = params.prompt_logprobs is not None
+        # A prompt is only computed with room for the token after it.
+        self._check(prompt_ids, max(params.max_tokens, int(scores_prompt)))
+        check_token_ids(params, self.model.config.vocab_size)
+        if params.max_tokens == 0 and not scores_prompt:
             self._done.append(TokenOutput(request_id, [], "length"))
             return
         if self._max_queue is not None and self._scheduler.num_queued >= self._max_queue:
@@ -177,15 +204,17 @@ class Engine:
             seed=secrets.randbits(64) if params.seed is None else params.seed,
             priority=priority,
             cache_salt=cache_salt,
+            end_ids=self._eos_of(params).union(params.stop_token_ids),
         )
+        check_some_id_is_left(params, sequence.end_ids)
         self._sequences[request_id] = sequence
         self._scheduler.add(sequence)
 
     def abort(self, request_id: str) -> None:
         """Forget a request; its blocks are free at once. Unknown ids are ignored."""
-        sequence = self._sequences.pop(request_id, None)
+        sequence = self._sequences.get(request_id)
         if sequence is not None:
-            self._scheduler.remove(sequence)
+            self._forget(sequence)
         self._done = [output for output in self._done if output.request_id != request_id]
 
     @torch.inference_mode()
@@ -193,18 +222,18 @@ class Engine:
         """Launch one batch; the new tokens of this one, or with overlap of the one before."""
         self._clock.start()
         outputs, self._done = self._done, []
-        prefill_tokens = self._prefill_tokens
+        more_tokens = self._more_tokens
         ready = self._launch()
         if self._overlap:
             ready, self._in_flight = self._in_flight, ready
         else:
-            prefill_tokens = self._prefill_tokens
+            more_tokens = self._more_tokens
         if ready is not None:
             outputs += self._collect(ready)
         self._clock.ended("rest")
         if ready is not None:
             self._steps += 1
-            self._budget.observe(prefill_tokens, self._clock.step_s)
+            self._budget.observe(more_tokens, self._clock.step_s)
         return outputs
 
     @torch.inference_mode()
@@ -230,61 +259,119 @@ class Engine:
         finally:
             self._pool.give_back(sequence.blocks)
 
-    @torch.inference_mode()
-    def forward(self, batch: Batch) -> Tensor:
-        """Logits of a batch's logit_rows, fp32 [R, V], replayed where steps are captured.
-
-        Valid until the next call. Reads and writes the cache blocks that the batch names, whoever
-        holds them: for measurements of an engine that runs no requests, and keeps no prefixes.
-        """
-        if self._captured is not None and self._captured.serves(batch):
-            return self._captured.run(batch)
-        return self.model.decoder.forward(batch, self.model.cache)
-
     def _launch(self) -> SampledIds | None:
         """Start the next batch without waiting for the device; None where nothing is to do."""
-        chunks = self._scheduler.schedule(self._budget.prefill_tokens)
+        chunks = self._scheduler.schedule(self._budget.prefill_tokens, self._drafts())
         sizes = [chunk.end - chunk.start for chunk in chunks]
-        self._prefill_tokens = sum(size for size in sizes if size > 1)
+        drafted = sum(len(chunk.draft_ids) for chunk in chunks)
+        self._more_tokens = sum(size for size in sizes if size > 1) + drafted
         if not chunks:
             return None
         batch = build_batch(chunks, BLOCK_SIZE, self.model.device, sampled=self._in_flight)
+        ops = self.model.decoder.ops
         self._clock.ended("schedule")
         logits = self.forward(batch)
+        prompt_scores = score_prompts(ops, logits, chunks)
+        logits = completing_rows(logits, chunks)
         self._clock.ended("forward")
         self._scheduler.computed(chunks)
-        sequences = [chunk.sequence for chunk in chunks if chunk.completes]
-        ids = sample_next(self.model.decoder.ops, logits, sequences, self._in_flight)
+        ending = [chunk for chunk in chunks if chunk.completes]
+        sequences = [chunk.sequence for chunk in ending]
+        rows, places = sequences, None
+        if drafted:
+            rows = [chunk.sequence for chunk in ending for _ in range(chunk.num_drawn)]
+            places = [
+                chunk.sequence.num_generated + ahead
+                for chunk in ending
+                for ahead in range(chunk.num_drawn)
+            ]
+        sampled_scores = SampledScores(logits, rows)
+        ids = sample_next(ops, logits, rows, self._in_flight, places)
+        scores = sampled_scores.of(ops, ids)
         self._clock.ended("sample")
         for sequence in sequences:
             sequence.num_in_flight += 1
-            if sequence.num_generated == sequence.params.max_tokens:
+            if sequence.num_generated >= sequence.params.max_tokens:
                 # This end is known before the id: the sequence is in no later step.
                 self._scheduler.remove(sequence)
-        return SampledIds(sequences, ids)
+        drafts = [chunk.draft_ids for chunk in ending]
+        return SampledIds(sequences, ids, drafts, scores, prompt_scores)
+
+    def _drafts(self) -> Mapping[Sequence, SequenceOf[int]]:
+        """Guesses for the sequences that decode in the next step."""
+        if self._speculator is None:
+            return NO_DRAFTS
+        budget = self._budget
+        return self._speculator.propose(
+            self._scheduler.decoding, step_s=budget.step_s, token_s=budget.token_s
+        )
 
     def _collect(self, sampled: SampledIds) -> list[TokenOutput]:
         """Wait for a step's ids and give them to their sequences."""
         outputs = []
-        for sequence, token_id in zip(sampled.sequences, sampled.wait(), strict=True):
+        ids, scores, prompt_scores = sampled.wait(), sampled.scores(), sampled.prompt_scores()
+        row = 0
+        for sequence, draft_ids in zip(sampled.sequences, sampled.drafts, strict=True):
+            drawn = ids[row : row + 1 + len(draft_ids)]
+            row += len(drawn)
             is_first = len(sequence.token_ids) == sequence.num_prompt_tokens
-            sequence.arrived(token_id)
+            token_ids, reason = self._take(sequence, drawn, draft_ids)
             # Others were aborted, or found at their end when this step had been launched.
             if self._sequences.get(sequence.request_id) is sequence:
-                reason = self._finish_reason(sequence)
                 if reason is not None:
-                    del self._sequences[sequence.request_id]
-                    self._scheduler.remove(sequence)
-                cached = (sequence.num_cached_tokens or 0) if is_first else 0
-                outputs.append(TokenOutput(sequence.request_id, [token_id], reason, cached))
+                    self._forget(sequence)
+                outputs.append(
+                    TokenOutput(
+                        sequence.request_id,
+                        # One that is to get none was computed for its prompt's sake.
+                        token_ids if sequence.params.max_tokens else [],
+                        reason,
+                        cached_tokens=(sequence.num_cached_tokens or 0) if is_first else 0,
+                        logprobs=scores.get(sequence),
+                        prompt_logprobs=prompt_scores.pop(sequence, None),
+                    )
+                )
+        outputs += [
+            TokenOutput(sequence.request_id, [], prompt_logprobs=logprobs)
+            for sequence, logprobs in prompt_scores.items()
+            if self._sequences.get(sequence.request_id) is sequence
+        ]
         return outputs
+
+    def _take(
+        self, sequence: Sequence, drawn: SequenceOf[int], draft_ids: SequenceOf[int]
+    ) -> tuple[list[int], FinishReason | None]:
+        """Give a sequence what was drawn at its end, as far as the guesses were right."""
+        kept = kept_ids(drawn, draft_ids)
+        if self._speculator is not None and draft_ids:
+            self._speculator.verified(sequence, drafted=len(draft_ids), accepted=len(kept) - 1)
+        taken = [kept[0]]
+        sequence.arrived(kept[0])
+        reason = self._finish_reason(sequence)
+        for token_id in kept[1:]:
+            if reason is not None:
+                break
+            sequence.accepted(token_id)
+            taken.append(token_id)
+            reason = self._finish_reason(sequence)
+        return taken, reason
+
+    def _forget(self, sequence: Sequence) -> None:
+        """A request has ended or is aborted."""
+        del self._sequences[sequence.request_id]
+        self._scheduler.remove(sequence)
+        if self._speculator is not None:
+            self._speculator.forget(sequence)
 
     def _finish_reason(self, sequence: Sequence) -> FinishReason | None:
         """Why the last known token of a sequence is its last; None if it is not."""
-        if sequence.token_ids[-1] in self._eos and not sequence.params.ignore_eos:
-            return "stop"
         known = len(sequence.token_ids) - sequence.num_prompt_tokens
-        return "length" if known == sequence.params.max_tokens else None
+        if known <= sequence.params.max_tokens and sequence.token_ids[-1] in sequence.end_ids:
+            return "stop"
+        return "length" if known >= sequence.params.max_tokens else None
+
+    def _eos_of(self, params: SamplingParams) -> frozenset[int]:
+        return frozenset() if params.ignore_eos else self._eos
 
     def _check(self, prompt_ids: SequenceOf[int], max_tokens: int) -> None:
         if not prompt_ids:
@@ -304,32 +391,3 @@ class Engine:
                 param="max_tokens" if len(prompt_ids) < limit else "prompt",
                 code="context_length_exceeded",
             )
-
-
-@torch.inference_mode()
-def _capture(model: LoadedModel, options: EngineOptions) -> DecodeGraphs | RecordedForward | None:
-    """Steps to replay: decodes on GPUs; all on CPUs, where the whole forward pass is native."""
-    if model.device.type == "cuda":
-        return DecodeGraphs(
-            model.decoder,
-            model.cache,
-            sizes=bucket_sizes(options.max_num_seqs),
-            max_model_len=model.max_model_len,
-            device=model.device,
-            capture=cuda_capture(),
-        )
-    decoder = model.decoder
-    # Fused ops are chosen step by step, which a recording is not.
-    if model.runner is None or decoder.fused is not None or not is_native(decoder.ops):
-        return None
-    # Imported here: GPUs need no native code, and a checkout that is not built has none.
-    from qwell.runtime.recorded_forward import RecordedForward
-
-    return RecordedForward(
-        model.decoder,
-        model.cache,
-        model.runner,
-        max_tokens=options.max_batch_tokens,
-        max_seqs=min(options.max_num_seqs, options.max_batch_tokens),
-        max_model_len=model.max_model_len,
-    )

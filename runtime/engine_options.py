@@ -46,6 +46,10 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
             begin with the same tokens.
         kernels: family that serves an op instead of the chosen one, by op name: {"linear":
             "reference"} is torch's product.
+        speculation: guess tokens ahead and verify them in one step, where that pays; on CPUs.
+            The tokens are the same.
+        draft_model: folder of a smaller model with the same tokenizer that guesses; None looks
+            guesses up in the text so far.
         eos_token_ids: ids that end a completion (the engine knows tokens, not text).
     """
 
@@ -67,4 +71,6 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_queue: int | None = None
     target_itl_ms: float | None = None
     prefix_cache: bool = True
+    speculation: bool = True
+    draft_model: str | None = None
     eos_token_ids: tuple[int, ...] = ()

@@ -16,7 +16,7 @@ from qwell.runtime.checkpoint.generation_config import load_generation_defaults
 from qwell.runtime.checkpoint.resolve import resolve_model
 from qwell.runtime.engine import Engine
 from qwell.runtime.engine_options import Device, DType, EngineOptions, Weights
-from qwell.runtime.messages import EngineInfo, FinishReason
+from qwell.runtime.messages import EngineInfo, FinishReason, TokenLogprob, TokenOutput
 from qwell.runtime.sampling_params import SamplingParams
 from qwell.runtime.text_stream import TextStream
 from qwell.runtime.tokenizer import Tokenizer, has_tokenizer
@@ -24,12 +24,20 @@ from qwell.runtime.tokenizer import Tokenizer, has_tokenizer
 
 @dataclass(frozen=True)
 class Completion:
-    """One finished completion. `token_ids` holds the generated ids, an end id included."""
+    """One finished completion.
+
+    Attributes:
+        token_ids: the generated ids, an end id included.
+        logprobs: of each of these; None unless asked for.
+        prompt_logprobs: of each prompt token, None for the first; None unless asked for.
+    """
 
     text: str
     token_ids: list[int]
     finish_reason: FinishReason
     prompt_token_ids: list[int]
+    logprobs: list[TokenLogprob] | None = None
+    prompt_logprobs: list[TokenLogprob | None] | None = None
 
 
 class LLM:
@@ -40,8 +48,9 @@ class LLM:
     Args:
         model: folder or id of a checkpoint; None is the demo model.
         device, dtype, weights, weight_cache, kv_cache_dtype, max_model_len,
-            kv_cache_tokens, prefix_cache, gpu_memory_utilization, threads, eager,
+            kv_cache_tokens, prefix_cache, speculation, gpu_memory_utilization, threads, eager,
             max_batch_tokens, max_num_seqs: see `EngineOptions`.
+        draft_model: folder or id of a smaller checkpoint that guesses tokens ahead.
         kernels: what replaces the chosen implementation of an op, by op name: a callable, or the
             name of a family ("reference", "native", "triton").
 
@@ -61,6 +70,8 @@ class LLM:
         max_model_len: int | None = None,
         kv_cache_tokens: int | None = None,
         prefix_cache: bool = True,
+        speculation: bool = True,
+        draft_model: str | Path | None = None,
         gpu_memory_utilization: float = 0.9,
         threads: int | None = None,
         eager: bool = False,
@@ -78,6 +89,8 @@ class LLM:
             max_model_len=max_model_len,
             kv_cache_tokens=kv_cache_tokens,
             prefix_cache=prefix_cache,
+            speculation=speculation,
+            draft_model=None if draft_model is None else str(resolve_model(str(draft_model))),
             gpu_memory_utilization=gpu_memory_utilization,
             threads=threads,
             eager=eager,
@@ -148,7 +161,13 @@ class LLM:
                 ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
                 request_id = str(index)
                 self._engine.add(request_id, ids, params)
-                running[request_id] = _Running(ids, TextStream(self.tokenizer, params.stop))
+                stream = TextStream(self.tokenizer, params.stop, params.include_stop_str_in_output)
+                running[request_id] = _Running(
+                    ids,
+                    stream,
+                    logprobs=None if params.logprobs is None else [],
+                    prompt_logprobs=None if params.prompt_logprobs is None else [None],
+                )
             return self._run(running, on_text)
         finally:
             # Also after an error or Ctrl-C: the next call starts with a clean engine.
@@ -170,7 +189,7 @@ class LLM:
         while any(request.reason is None for request in running.values()):
             for output in self._engine.step():
                 request = running[output.request_id]
-                request.token_ids += output.token_ids
+                request.take(output)
                 piece = request.stream.push(output.token_ids)
                 request.reason = output.finish_reason
                 if request.stream.stopped:
@@ -191,7 +210,23 @@ class _Running:
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     reason: FinishReason | None = None
+    logprobs: list[TokenLogprob] | None = None
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+
+    def take(self, output: TokenOutput) -> None:
+        self.token_ids += output.token_ids
+        if self.logprobs is not None and output.logprobs is not None:
+            self.logprobs += output.logprobs.tokens()
+        if self.prompt_logprobs is not None and output.prompt_logprobs is not None:
+            self.prompt_logprobs += output.prompt_logprobs.tokens()
 
     def completion(self) -> Completion:
         assert self.reason is not None, "only finished requests are returned"
-        return Completion(self.text, self.token_ids, self.reason, self.prompt_ids)
+        return Completion(
+            self.text,
+            self.token_ids,
+            self.reason,
+            self.prompt_ids,
+            self.logprobs,
+            self.prompt_logprobs,
+        )

@@ -6,7 +6,8 @@ below and nothing else: no pickle, no code. Torch-free.
 
 from __future__ import annotations
 
-from typing import Literal
+from array import array
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -52,17 +53,49 @@ class StartFailed(msgspec.Struct, tag=True, frozen=True):
     message: str
 
 
+class TokenLogprob(NamedTuple):
+    """Log-probability of a token, and the most likely (id, log-probability), highest first."""
+
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+class Logprobs(msgspec.Struct, array_like=True, frozen=True):
+    """Log-probabilities of n tokens that follow each other, with k most likely ids each.
+
+    Numbers of 4 bytes as this machine stores them: fp32 `chosen` [n] and `top` [n, k], int32
+    `top_ids` [n, k]. As msgpack numbers they would take twice the bytes and ten times as long.
+    """
+
+    chosen: bytes
+    top_ids: bytes
+    top: bytes
+
+    def tokens(self) -> list[TokenLogprob]:
+        """The same, token by token."""
+        chosen = array("f", self.chosen)
+        likely = list(zip(array("i", self.top_ids), array("f", self.top), strict=True))
+        k = len(likely) // len(chosen)
+        return [
+            TokenLogprob(logprob, likely[i * k : i * k + k]) for i, logprob in enumerate(chosen)
+        ]
+
+
 class TokenOutput(msgspec.Struct, frozen=True):
     """New tokens of one request. With a `finish_reason` nothing more follows.
 
     An end-of-sequence id that ended the request is the last of `token_ids`. `cached_tokens` counts
-    the prompt tokens that were found in the prefix cache; it comes with the first token.
+    the prompt tokens that were found in the prefix cache; it comes with the first token. Requests
+    that ask get `logprobs` of these tokens, and `prompt_logprobs` of the prompt's tokens but the
+    first: piece by piece, in order, the last no later than the first new token.
     """
 
     request_id: str
     token_ids: list[int]
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
+    logprobs: Logprobs | None = None
+    prompt_logprobs: Logprobs | None = None
 
 
 class StepStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,6 +108,7 @@ class StepStats(msgspec.Struct, frozen=True, kw_only=True):
         prompt_tokens: of requests that have begun to run.
         prefix_hit_tokens: those of them that were found in the cache.
         preemptions: how often a request gave its blocks back and was computed again.
+        drafted_tokens, accepted_tokens: guessed ahead and verified, and right ones of these.
         schedule_s, forward_s, sample_s, rest_s: what the steps took, in seconds: choosing and
             laying out tokens, computing logits, drawing, and waiting for ids and handing them on.
     """
@@ -87,6 +121,8 @@ class StepStats(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int = 0
     prefix_hit_tokens: int = 0
     preemptions: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     schedule_s: float = 0.0
     forward_s: float = 0.0
     sample_s: float = 0.0

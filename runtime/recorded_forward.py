@@ -38,6 +38,7 @@ class RecordedForward:
         *,
         max_tokens: int,
         max_seqs: int,
+        max_rows: int,
         max_model_len: int,
     ) -> None:
         """Record a forward pass; nothing is computed.
@@ -46,7 +47,8 @@ class RecordedForward:
             decoder, cache: what a step computes and where its keys and values go.
             runner: where all ops of the decoder's forward pass go.
             max_tokens: most tokens of a step.
-            max_seqs: most sequences, and most rows of logits.
+            max_seqs: most sequences.
+            max_rows: most rows of logits.
             max_model_len: most tokens of a sequence.
         """
         self._input_ids = _column(max_tokens)
@@ -55,7 +57,7 @@ class RecordedForward:
         self._block_table = _column(max_seqs, blocks_for(max_model_len))
         self._cu_seqlens_q = _column(max_seqs + 1)
         self._seq_lens = _column(max_seqs)
-        self._logit_rows = _column(max_seqs)
+        self._logit_rows = _column(max_rows)
         batch = Batch(
             input_ids=torch.from_numpy(self._input_ids),
             positions=torch.from_numpy(self._positions),

@@ -6,11 +6,13 @@ The next step starts before the host knows them: what it needs of them, it takes
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Sequence as SequenceOf
 
 import torch
 from torch import Tensor
 
 from qwell.runtime.scheduler import Sequence
+from qwell.runtime.step_logprobs import Scores
 from qwell.runtime.transfer import to_host
 
 
@@ -19,16 +21,28 @@ class SampledIds:
 
     Attributes:
         sequences: whose ids they are, S of them.
-        rows: place of a sequence among them.
-        on_device: int32 [S].
+        drafts: the guesses behind which ids were drawn too, for each sequence.
+        rows: place of a sequence among the ids, where nothing was guessed.
+        on_device: int32 [S + guesses].
         wait: returns the ids once the step has run.
+        scores, prompt_scores: return the log-probabilities that the step took, likewise.
     """
 
-    def __init__(self, sequences: list[Sequence], on_device: Tensor) -> None:
+    def __init__(
+        self,
+        sequences: list[Sequence],
+        on_device: Tensor,
+        drafts: SequenceOf[SequenceOf[int]] | None = None,
+        scores: Scores = dict,
+        prompt_scores: Scores = dict,
+    ) -> None:
         self.sequences = sequences
+        self.drafts = [()] * len(sequences) if drafts is None else drafts
         self.rows = {sequence: row for row, sequence in enumerate(sequences)}
         self.on_device = on_device
         self.wait = to_host(on_device)
+        self.scores = scores
+        self.prompt_scores = prompt_scores
 
 
 class IdColumn:

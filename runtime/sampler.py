@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
+from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from qwell.kernels.ops import Ops
+from qwell.runtime.logit_adjustment import Floats, Ints
 from qwell.runtime.sampled_ids import IdColumn, SampledIds
 from qwell.runtime.scheduler import Sequence
-from qwell.runtime.transfer import to_device
+from qwell.runtime.transfer import arrays_to_device
 
 _MASK = 2**64 - 1
+_NONE_LISTED = (np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0))
 
 
 def sample_next(
@@ -20,50 +25,114 @@ def sample_next(
     logits: Tensor,
     sequences: SequenceOf[Sequence],
     sampled: SampledIds | None = None,
+    places: SequenceOf[int] | None = None,
 ) -> Tensor:
     """Next id of every sequence, int32 [S] on the device, from fp32 logits [S, V].
 
     An id depends on its own row, parameters, seed and place in the sequence alone: not on
-    the neighbours, nor on how the sequence was scheduled. `sampled` holds ids in flight.
+    the neighbours, nor on how the sequence was scheduled. Penalties, biases and bans change the
+    logits in place.
+
+    Args:
+        ops, logits: see above.
+        sequences: of the rows; more than once where ids behind guesses are drawn.
+        sampled: holds the ids in flight.
+        places: how many tokens of its sequence are generated before each id; None is all that are
+            known or in flight.
     """
     if not sequences:
         return torch.empty(0, dtype=torch.int32, device=logits.device)
+    if places is None:
+        places = [sequence.num_generated for sequence in sequences]
+    rows_of = list(zip(sequences, places, strict=True))
+    if any(s.adjustment is not None and s.adjustment.acts(place) for s, place in rows_of):
+        _adjust(ops, logits, rows_of, sampled)
+    if all(sequence.params.temperature == 0.0 for sequence in sequences):
+        return ops.sample(logits, **_greedy(len(sequences), logits.device))
     params = [sequence.params for sequence in sequences]
-    seen = IdColumn(sampled)
-    cu_seen = [0]
-    for sequence in sequences:
-        seen.extend(sequence.seen_ids)
-        if sequence.penalised and sequence.num_in_flight:
-            # It may have been seen before: kernels give an id listed twice the penalty once.
-            seen.append_in_flight(sequence)
-        cu_seen.append(len(seen.ids))
+    rows = [
+        (p.temperature, p.top_p, p.min_p, p.typical_p, _draw(sequence, place))
+        for (sequence, place), p in zip(rows_of, params, strict=True)
+    ]
+    temperature, top_p, min_p, typical_p, draws = np.ascontiguousarray(np.array(rows).T)
+    parameters = {
+        "temperature": temperature,
+        "top_k": np.array([p.top_k for p in params], dtype=np.int32),
+        "top_p": top_p,
+        "min_p": min_p,
+        "typical_p": typical_p,
+        "uniform": draws,
+    }
+    return ops.sample(logits, **_on_device(parameters, logits.device))
 
-    draws = [uniform(sequence.seed, sequence.num_generated) for sequence in sequences]
-    temperature, top_p, min_p, penalty, draw = to_device(
-        (
-            [p.temperature for p in params],
-            [p.top_p for p in params],
-            [p.min_p for p in params],
-            [p.repetition_penalty for p in params],
-            draws,
-        ),
-        torch.float64,
+
+def _adjust(
+    ops: Ops,
+    logits: Tensor,
+    rows_of: SequenceOf[tuple[Sequence, int]],
+    sampled: SampledIds | None,
+) -> None:
+    """Penalise, bias and ban, in place."""
+    newest = IdColumn(sampled)
+    listed: list[tuple[Ints, Ints, Floats]] = []
+    for sequence, place in rows_of:
+        adjustment = sequence.adjustment
+        if adjustment is None:
+            listed.append(_NONE_LISTED)
+        else:
+            listed.append(adjustment.listed(place))
+        if adjustment is not None and adjustment.counts_tokens and sequence.num_in_flight:
+            newest.append_in_flight(sequence)
+        else:
+            newest.extend((-1,))
+    ids, counts, biases = (np.concatenate(columns) for columns in zip(*listed, strict=True))
+    params = [sequence.params for sequence, _ in rows_of]
+    penalties = np.array(
+        [(p.repetition_penalty, p.presence_penalty, p.frequency_penalty) for p in params]
+    )
+    repetition, presence, frequency = np.ascontiguousarray(penalties.T)
+    only_listed = [p.allowed_token_ids is not None for p in params]
+    parameters = _on_device(
+        {
+            "ids": ids,
+            "counts": counts,
+            "biases": biases,
+            "cu_ids": np.cumsum([0, *(len(row[0]) for row in listed)], dtype=np.int32),
+            "newest": np.array(newest.ids, dtype=np.int32),
+            "sources": np.array(newest.sources, dtype=np.int32),
+            "repetition_penalty": repetition,
+            "presence_penalty": presence,
+            "frequency_penalty": frequency,
+            "only_listed": np.array(only_listed, dtype=np.int32),
+        },
         logits.device,
     )
-    top_k, known_ids, sources, cu_seen_ids = to_device(
-        ([p.top_k for p in params], seen.ids, seen.sources, cu_seen), torch.int32, logits.device
-    )
-    return ops.sample(
-        logits,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=penalty,
-        seen_ids=seen.complete(known_ids, sources),
-        cu_seen=cu_seen_ids,
-        uniform=draw,
-    )
+    parameters["newest"] = newest.complete(parameters["newest"], parameters.pop("sources"))
+    ops.adjust_logits(logits, **parameters)
+
+
+def _on_device(arrays: Mapping[str, Ints | Floats], device: torch.device) -> dict[str, Tensor]:
+    return dict(zip(arrays, arrays_to_device(list(arrays.values()), device), strict=True))
+
+
+@lru_cache(maxsize=256)
+def _greedy(rows: int, device: torch.device) -> dict[str, Tensor]:
+    """Parameters of so many greedy rows: always the same, and so they stay on the device."""
+    zeros = torch.zeros(rows, dtype=torch.float64, device=device)
+    ones = torch.ones_like(zeros)
+    return {
+        "temperature": zeros,
+        "top_k": torch.zeros(rows, dtype=torch.int32, device=device),
+        "top_p": ones,
+        "min_p": zeros,
+        "typical_p": ones,
+        "uniform": zeros,
+    }
+
+
+def _draw(sequence: Sequence, place: int) -> float:
+    """Its random number for this place; greedy rows draw none."""
+    return 0.0 if sequence.params.temperature == 0.0 else uniform(sequence.seed, place)
 
 
 def uniform(seed: int, step: int) -> float:

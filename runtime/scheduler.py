@@ -21,12 +21,18 @@ Requests join and leave between steps, in the order of priority, then of arrival
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
 
 from qwell.runtime.block_pool import BlockPool
 from qwell.runtime.kv_cache import BLOCK_SIZE, blocks_for
+from qwell.runtime.logit_adjustment import LogitAdjustment, adjustment_of
 from qwell.runtime.sampling_params import SamplingParams
+
+NO_DRAFTS: Mapping[Any, SequenceOf[int]] = MappingProxyType({})
 
 
 @dataclass(eq=False)
@@ -44,7 +50,10 @@ class Sequence:
         block_keys: names of the blocks that `token_ids` fill, as far as they were needed.
         num_registered: blocks that can be found by their name.
         num_cached_tokens: prompt tokens that were in the cache when it was first admitted.
-        seen_ids: distinct `token_ids` if the sequence is penalised, else empty.
+        end_ids: ids that end it.
+        adjustment: what is done to its logits, if anything is.
+        num_scored: leading prompt tokens whose log-probabilities have been taken, or need not be:
+            the first has none.
     """
 
     request_id: str
@@ -52,6 +61,7 @@ class Sequence:
     num_prompt_tokens: int
     params: SamplingParams
     seed: int
+    end_ids: frozenset[int] = frozenset()
     priority: int = 0
     cache_salt: str = ""
     arrival: int = 0
@@ -61,15 +71,19 @@ class Sequence:
     block_keys: list[bytes] = field(default_factory=list)
     num_registered: int = 0
     num_cached_tokens: int | None = None
-    seen_ids: set[int] = field(default_factory=set, init=False)
+    adjustment: LogitAdjustment | None = field(init=False)
+    num_scored: int = 1
 
     def __post_init__(self) -> None:
-        if self.penalised:
-            self.seen_ids.update(self.token_ids)
+        self.adjustment = adjustment_of(
+            self.params, self.token_ids, self.num_prompt_tokens, self.end_ids
+        )
 
     @property
-    def penalised(self) -> bool:
-        return self.params.repetition_penalty != 1.0
+    def wants_scores(self) -> bool:
+        """There are prompt tokens whose log-probabilities are wanted and not taken yet."""
+        wanted = self.params.prompt_logprobs is not None
+        return wanted and self.num_scored < self.num_prompt_tokens
 
     @property
     def num_tokens(self) -> int:
@@ -91,23 +105,55 @@ class Sequence:
     def arrived(self, token_id: int) -> None:
         """The first token in flight is known."""
         self.num_in_flight -= 1
+        self._append(token_id)
+
+    def accepted(self, token_id: int) -> None:
+        """A guess was right: the last token is in the cache, and this one follows."""
+        self.num_computed += 1
+        self._append(token_id)
+
+    def _append(self, token_id: int) -> None:
         self.token_ids.append(token_id)
-        if self.penalised:
-            self.seen_ids.add(token_id)
+        if self.adjustment is not None:
+            self.adjustment.generated(token_id)
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Tokens start .. end of a sequence, to be computed in one step."""
+    """Tokens start .. end of a sequence, to be computed in one step; then those of a guess.
+
+    Attributes:
+        draft_ids: guessed to follow the last token; only where the chunk completes its sequence.
+    """
 
     sequence: Sequence
     start: int
     end: int
+    draft_ids: SequenceOf[int] = ()
+
+    @property
+    def stop(self) -> int:
+        """Where the computed tokens end, guesses included."""
+        return self.end + len(self.draft_ids)
 
     @property
     def completes(self) -> bool:
         """The next token can be sampled after this chunk."""
         return self.end == self.sequence.num_tokens
+
+    @property
+    def num_drawn(self) -> int:
+        """Tokens that are drawn after this chunk: one, and one behind every guess."""
+        return 1 + len(self.draft_ids) if self.completes else 0
+
+    @property
+    def scored(self) -> range:
+        """Places of the prompt tokens whose log-probabilities this chunk's logits are to give."""
+        sequence = self.sequence
+        if sequence.params.prompt_logprobs is None:
+            return range(0)
+        first = max(sequence.num_scored, self.start + 1)
+        return range(first, min(self.end + 1, sequence.num_prompt_tokens))
 
 
 class Scheduler:
@@ -175,17 +221,36 @@ class Scheduler:
             self._stop_waiting(sequence)
         self._behind.discard(sequence)
 
-    def schedule(self, prefill_tokens: int | None = None) -> list[Chunk]:
+    @property
+    def decoding(self) -> list[Sequence]:
+        """Sequences of which the next step computes one token, and guesses if there are any."""
+        return [s for s in self._running if s.num_uncomputed == 1]
+
+    def schedule(
+        self,
+        prefill_tokens: int | None = None,
+        drafts: Mapping[Sequence, SequenceOf[int]] = NO_DRAFTS,
+    ) -> list[Chunk]:
         """The chunks of the next step, every one with its blocks; empty without work.
 
-        Those of sequences that decode come first. `prefill_tokens` is the most tokens of prompts
-        in a step that also decodes; None is as many as the step has room for.
+        Those of sequences that decode come first.
+
+        Args:
+            prefill_tokens: most tokens of prompts in a step that also decodes; None is as many as
+                the step has room for.
+            drafts: guesses for some of `decoding`; taken as far as there is room without taking
+                it from others.
         """
-        decoding = self._with_room([s for s in self._running if s.num_uncomputed == 1])
+        decoding = self._with_room(self.decoding)
         budget = self._max_batch_tokens - len(decoding)
+        chunks = []
+        for sequence in decoding:
+            draft_ids = self._drafted(sequence, drafts.get(sequence, ())[:budget])
+            budget -= len(draft_ids)
+            start = sequence.num_computed
+            chunks.append(Chunk(sequence, start, start + 1, draft_ids))
         if decoding and prefill_tokens is not None:
             budget = min(budget, prefill_tokens)
-        chunks = [Chunk(s, s.num_computed, s.num_computed + 1) for s in decoding]
         if budget > 0:
             self._admit()
             if len(self._running) > len(decoding):
@@ -197,6 +262,7 @@ class Scheduler:
         """The step is launched: the chunks' tokens are in the cache for every later one."""
         for chunk in chunks:
             sequence = chunk.sequence
+            sequence.num_scored = max(sequence.num_scored, chunk.scored.stop)
             sequence.num_computed = chunk.end
             full = min(chunk.end, len(sequence.token_ids)) // BLOCK_SIZE
             if full > sequence.num_registered and self._pool.prefix_cache:
@@ -219,6 +285,13 @@ class Scheduler:
         for sequence in growing:
             sequence.blocks += self._pool.take(1)
         return decoding
+
+    def _drafted(self, sequence: Sequence, draft_ids: SequenceOf[int]) -> SequenceOf[int]:
+        """As much of a guess as there are blocks for; it gets them."""
+        missing = blocks_for(sequence.num_computed + 1 + len(draft_ids)) - len(sequence.blocks)
+        if missing > 0:
+            sequence.blocks += self._pool.take(min(missing, self._pool.num_free))
+        return draft_ids[: len(sequence.blocks) * BLOCK_SIZE - sequence.num_computed - 1]
 
     def _preempt(self, sequence: Sequence) -> None:
         self._release(sequence)
@@ -326,8 +399,14 @@ def _ending(sequence: Sequence) -> tuple[int, int, int]:
 
 
 def _usable_keys(sequence: Sequence) -> list[bytes]:
-    """Names of the blocks that it may find in the cache: one token is left to be computed."""
-    return sequence.block_keys[: (sequence.num_tokens - 1) // BLOCK_SIZE]
+    """Names of the blocks that it may find in the cache: one token is left to be computed.
+
+    Tokens whose log-probabilities are wanted are computed too, for those of the tokens after them.
+    """
+    most = sequence.num_tokens - 1
+    if sequence.wants_scores:
+        most = min(most, sequence.num_scored - 1)
+    return sequence.block_keys[: most // BLOCK_SIZE]
 
 
 def _shares(prompts: SequenceOf[Sequence], budget: int) -> list[Chunk]:

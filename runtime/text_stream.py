@@ -19,16 +19,19 @@ class TextStream:
     several that end at the same character the longest counts. The text before it is kept, so
     the result does not depend on how the text was cut into tokens.
 
-    Stop strings must not be empty.
+    Stop strings must not be empty. With `include_stop` the one that ended the text is part of it.
 
     Attributes:
         stopped: a stop string was found; it and everything behind it is dropped.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, stop: Sequence[str] = (), include_stop: bool = False
+    ) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._matchers = [_StopMatcher(string) for string in stop]
+        self._include_stop = include_stop
         self._held = ""
         self.stopped = False
 
@@ -62,7 +65,7 @@ class TextStream:
             if any(complete):
                 self.stopped = True
                 self._held = ""
-                return text[: end - max(complete)]
+                return text[:end] if self._include_stop else text[: end - max(complete)]
         certain = len(text) - max((matcher.matched for matcher in self._matchers), default=0)
         self._held = text[certain:]
         return text[:certain]

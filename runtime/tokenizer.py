@@ -57,6 +57,10 @@ class Tokenizer:
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from error
 
+    def has_the_ids_of(self, other: Tokenizer) -> bool:
+        """Whether every id of the other means the same here."""
+        return other._bytes.items() <= self._bytes.items()
+
     def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
         """Token ids of `text`; nothing is added in front or behind.
 

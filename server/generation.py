@@ -6,10 +6,19 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 from uuid import uuid4
 
 from qwell.runtime.errors import EngineDeadError, RequestError
-from qwell.runtime.messages import Accepted, Add, EngineInfo, FinishReason, Rejected
+from qwell.runtime.messages import (
+    Accepted,
+    Add,
+    EngineInfo,
+    FinishReason,
+    Rejected,
+    TokenLogprob,
+    TokenOutput,
+)
 from qwell.runtime.sampling_params import SamplingParams
 from qwell.runtime.text_stream import TextStream
 from qwell.runtime.tokenizer import Tokenizer
@@ -26,27 +35,47 @@ class Job:
     cache_salt: str = ""
 
 
+class ScoredToken(NamedTuple):
+    """A token and its log-probability; the first of a prompt has none."""
+
+    token_id: int
+    score: TokenLogprob | None
+
+
 @dataclass(frozen=True)
 class Delta:
-    """A piece of the choice `index`: some text, or the reason of its end (and no text)."""
+    """A piece of the choice `index`: some text, or the reason of its end (and no text).
+
+    Attributes:
+        tokens: those that came with it, if their log-probabilities are asked for. The text of
+            the last ones may still be held back.
+        prompt: the whole prompt, once, before all text, if its log-probabilities are asked for.
+    """
 
     index: int
     text: str
     finish_reason: FinishReason | None = None
+    tokens: Sequence[ScoredToken] = ()
+    prompt: Sequence[ScoredToken] = ()
 
 
-@dataclass(frozen=True)
+@dataclass
 class ChoiceText:
-    """A whole choice."""
+    """A whole choice, with what its deltas have."""
 
-    text: str
-    finish_reason: FinishReason
+    text: str = ""
+    finish_reason: FinishReason = "length"
+    tokens: list[ScoredToken] = field(default_factory=list)
+    prompt: list[ScoredToken] = field(default_factory=list)
 
 
 @dataclass
 class _Running:
     request_id: str
     text: TextStream
+    job: Job
+    # Of its prompt, as far as it is known; None where it is not asked for, or has been told.
+    prompt: list[ScoredToken] | None
     ended: bool = False
 
 
@@ -110,19 +139,21 @@ class Generation:
 
     async def texts(self) -> list[ChoiceText]:
         """All choices, when the last has ended; none runs on. Raises what `deltas` raises."""
+        choices = [ChoiceText() for _ in self.jobs]
         pieces: list[list[str]] = [[] for _ in self.jobs]
-        reasons: list[FinishReason] = ["length"] * len(self.jobs)
         try:
             async for delta in self.deltas():
+                choice = choices[delta.index]
                 pieces[delta.index].append(delta.text)
+                choice.tokens += delta.tokens
+                choice.prompt += delta.prompt
                 if delta.finish_reason is not None:
-                    reasons[delta.index] = delta.finish_reason
+                    choice.finish_reason = delta.finish_reason
         finally:
             self.cancel()
-        return [
-            ChoiceText("".join(parts), reason)
-            for parts, reason in zip(pieces, reasons, strict=True)
-        ]
+        for choice, texts in zip(choices, pieces, strict=True):
+            choice.text = "".join(texts)
+        return choices
 
     def cancel(self) -> None:
         """Have the engine drop what still runs."""
@@ -133,7 +164,11 @@ class Generation:
 
     def _add(self, index: int, job: Job) -> None:
         request_id = uuid4().hex
-        self._choices.append(_Running(request_id, TextStream(self.tokenizer, job.params.stop)))
+        params = job.params
+        text = TextStream(self.tokenizer, params.stop, params.include_stop_str_in_output)
+        first = [ScoredToken(job.prompt_ids[0], None)]
+        prompt = None if params.prompt_logprobs is None else first
+        self._choices.append(_Running(request_id, text, job, prompt))
         self.engine.add(
             Add(request_id, job.prompt_ids, job.params, job.priority, job.cache_salt),
             lambda event: self._events.put_nowait((index, event)),
@@ -163,22 +198,42 @@ class Generation:
         if isinstance(event, Accepted | Rejected):
             raise RuntimeError(f"{choice.request_id}: {event} after it was accepted")
         self.cached_tokens[index] += event.cached_tokens
+        prompt = _told_prompt(choice, event)
         finish_reason = event.finish_reason
         text = ""
+        scores = event.logprobs.tokens() if event.logprobs else ()
+        count = 0
         for token_id in event.token_ids:
             text += choice.text.push([token_id])
-            self.completion_tokens += 1
+            count += 1
             if choice.text.stopped:
                 finish_reason = "stop"
                 self.engine.abort(choice.request_id)
                 break
+        self.completion_tokens += count
+        tokens = [*map(ScoredToken, event.token_ids[:count], scores)]
         if finish_reason is not None:
             choice.ended = True
             text += choice.text.finish()
-        deltas = [Delta(index, text)] if text else []
+        deltas = [Delta(index, "", prompt=prompt)] if prompt else []
+        if text or tokens:
+            deltas.append(Delta(index, text, tokens=tokens))
         if finish_reason is not None:
             deltas.append(Delta(index, "", finish_reason))
         return deltas
+
+
+def _told_prompt(choice: _Running, event: TokenOutput) -> Sequence[ScoredToken]:
+    """The scored prompt of a choice, when the event brings the last of it; else nothing."""
+    prompt, ids = choice.prompt, choice.job.prompt_ids
+    if prompt is None:
+        return ()
+    if event.prompt_logprobs is not None:
+        prompt += map(ScoredToken, ids[len(prompt) :], event.prompt_logprobs.tokens())
+    if len(prompt) < len(ids):
+        return ()
+    choice.prompt = None
+    return prompt
 
 
 def check_prompt_fits(

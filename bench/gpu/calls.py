@@ -87,6 +87,7 @@ class Calls:
             "rope": (self._rope,),
             "attention": (self._attention,),
             "silu_mul": (self._silu_mul,),
+            "adjust_logits": (self._adjust_logits,),
             "sample": (self._sample,),
             "logprobs": (self._logprobs,),
         }
@@ -300,16 +301,45 @@ class Calls:
         shape = (len(step.queries), step.model.vocabulary)
         return torch.randn(shape, generator=self._draw, device=self._device) * 4.0
 
+    def _adjust_logits(self, step: Step) -> Iterator[Call]:
+        logits = self._logits(step)
+        rows, vocabulary = logits.shape
+        listed = min(1000, vocabulary // 2)
+        ids = torch.arange(listed, dtype=torch.int32, device=self._device)
+        penalty = torch.ones(rows, dtype=torch.float64, device=self._device)
+        # Ids in the prompt alone, generated ones, and ones that are only biased, take turns.
+        counts = ids % 5 - 1
+        yield Call(
+            "adjust_logits",
+            step.name,
+            (
+                logits,
+                ids.repeat(rows),
+                counts.repeat(rows),
+                torch.randn(
+                    rows * listed, generator=self._draw, dtype=torch.float64, device=self._device
+                ),
+                self._ints([listed * s for s in range(rows + 1)]),
+                self._ids(vocabulary, rows),
+                penalty * 1.3,
+                penalty * 0.5,
+                penalty * 0.2,
+                torch.zeros(rows, dtype=torch.int32, device=self._device),
+            ),
+            # A listed logit is read and written, and moves a sector of 32 bytes each time.
+            (2 * 32 + 16) * rows * listed,
+            written=(0,),
+        )
+
     def _sample(self, step: Step) -> Iterator[Call]:
         logits = self._logits(step)
         rows = len(logits)
-        # Rows take turns: greedy, plain, top-k and top-p, all with min-p and a penalty.
+        # Rows take turns: greedy, plain, top-k and top-p, with typical-p and with min-p.
         kinds = torch.arange(rows, device=self._device) % 4
 
         def parameter(*values: float, dtype: torch.dtype = torch.float64) -> Tensor:
             return torch.tensor(values, dtype=dtype, device=self._device)[kinds]
 
-        seen = 64
         yield Call(
             "sample",
             step.name,
@@ -319,9 +349,7 @@ class Calls:
                 parameter(0, 0, 50, 20, dtype=torch.int32),
                 parameter(1.0, 1.0, 0.9, 0.95),
                 parameter(0.0, 0.0, 0.0, 0.05),
-                parameter(1.0, 1.0, 1.0, 1.1),
-                torch.arange(seen, dtype=torch.int32, device=self._device).repeat(rows),
-                self._ints([seen * s for s in range(rows + 1)]),
+                parameter(1.0, 1.0, 0.9, 1.0),
                 torch.rand(rows, generator=self._draw, dtype=torch.float64, device=self._device),
             ),
             4 * logits.numel() + 4 * rows,

@@ -16,6 +16,7 @@ from qwell.bench.gpu.attempt import Failure, attempt
 from qwell.bench.gpu.calls import Call, Calls, Step
 from qwell.bench.kernels.models import MODELS, Model
 from qwell.kernels.ops import OP_NAMES, Ops
+from qwell.kernels.reference.adjust_logits import adjust_logits
 from qwell.kernels.reference.attention import attention
 from qwell.kernels.reference.embedding import embedding
 from qwell.kernels.reference.linear import linear
@@ -33,6 +34,7 @@ REFERENCE = Ops(
     rope=rope,
     attention=attention,
     silu_mul=silu_mul,
+    adjust_logits=adjust_logits,
     sample=sample,
     logprobs=logprobs,
 )
@@ -136,7 +138,7 @@ def _differing(actual: Tensor, expected: Tensor) -> float:
 def _results(call: Call, ops: Ops, arguments: Sequence[Any]) -> list[Tensor]:
     """What the op returns, then what it has written to."""
     returned = getattr(ops, call.op)(*arguments)
-    listed = [returned] if isinstance(returned, Tensor) else list(returned)
+    listed = [returned] if isinstance(returned, Tensor) else list(returned or ())
     return [*listed, *(arguments[place] for place in call.written)]
 
 

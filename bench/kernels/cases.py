@@ -18,6 +18,7 @@ from qwell.bench.kernels.case import Case, cache, ints, meta
 from qwell.bench.kernels.fused_cases import FUSED_CASES
 from qwell.bench.kernels.models import MODELS, Model
 from qwell.kernels.ops import MAX_TOP_LOGPROBS, Extent
+from qwell.kernels.triton.adjust_logits import adjust_logits
 from qwell.kernels.triton.attention import attention
 from qwell.kernels.triton.configs import attention_decode as decode_config
 from qwell.kernels.triton.configs import attention_prefill as prefill_config
@@ -235,6 +236,26 @@ def _attention_run(
     )
 
 
+def _adjust_logits(_: str) -> Iterator[Case]:
+    listed = BATCH * 1000
+    one, counts = _doubles(BATCH), ints(BATCH)
+    run = partial(
+        adjust_logits,
+        meta(BATCH, MODELS[0].vocabulary, dtype=torch.float32),
+        ids=ints(listed),
+        counts=ints(listed),
+        biases=_doubles(listed),
+        cu_ids=ints(BATCH + 1),
+        newest=counts,
+        repetition_penalty=one,
+        presence_penalty=one,
+        frequency_penalty=one,
+        only_listed=counts,
+    )
+    # A listed logit is read and written, and moves a sector of 32 bytes each time.
+    yield Case(f"{BATCH} rows of 1000 ids", run, (2 * 32 + 16) * listed, factors="fp32")
+
+
 def _sample(_: str) -> Iterator[Case]:
     vocabulary = MODELS[0].vocabulary
     one = _doubles(BATCH)
@@ -245,9 +266,7 @@ def _sample(_: str) -> Iterator[Case]:
         top_k=ints(BATCH),
         top_p=one,
         min_p=one,
-        repetition_penalty=one,
-        seen_ids=ints(BATCH * 1000),
-        cu_seen=ints(BATCH + 1),
+        typical_p=one,
         uniform=one,
     )
     yield Case(
@@ -278,6 +297,7 @@ CASES: Mapping[str, Callable[[str], Iterator[Case]]] = {
     "rope": _rope,
     "attention": _attention,
     "silu_mul": _silu_mul,
+    "adjust_logits": _adjust_logits,
     "sample": _sample,
     "logprobs": _logprobs,
     **FUSED_CASES,

@@ -6,6 +6,7 @@
 #include <tuple>
 #include <vector>
 
+#include "adjust_logits.h"
 #include "attention.h"
 #include "ceilings.h"
 #include "dtype.h"
@@ -34,6 +35,33 @@ using Address = std::uintptr_t;
 template <class T = void>
 T* pointer(Address address) {
   return reinterpret_cast<T*>(address);
+}
+
+void define_adjust_logits(nb::module_& module) {
+  nb::class_<qwell::AdjustLogitsCall>(module, "AdjustLogitsCall")
+      .def(
+          "__init__",
+          [](qwell::AdjustLogitsCall* call, Address logits, Address ids, Address counts,
+             Address biases, Address cu_ids, Address newest, Address repetition_penalty,
+             Address presence_penalty, Address frequency_penalty, Address only_listed,
+             std::int64_t rows, std::int64_t vocabulary) {
+            new (call) qwell::AdjustLogitsCall{
+                .logits = pointer<float>(logits),
+                .ids = pointer<const std::int32_t>(ids),
+                .counts = pointer<const std::int32_t>(counts),
+                .biases = pointer<const double>(biases),
+                .cu_ids = pointer<const std::int32_t>(cu_ids),
+                .newest = pointer<const std::int32_t>(newest),
+                .repetition_penalty = pointer<const double>(repetition_penalty),
+                .presence_penalty = pointer<const double>(presence_penalty),
+                .frequency_penalty = pointer<const double>(frequency_penalty),
+                .only_listed = pointer<const std::int32_t>(only_listed),
+                .rows = rows,
+                .vocabulary = vocabulary};
+          },
+          nb::kw_only(), "logits"_a, "ids"_a, "counts"_a, "biases"_a, "cu_ids"_a, "newest"_a,
+          "repetition_penalty"_a, "presence_penalty"_a, "frequency_penalty"_a, "only_listed"_a,
+          "rows"_a, "vocabulary"_a);
 }
 
 void define_embedding(nb::module_& module) {
@@ -112,26 +140,22 @@ void define_sample(nb::module_& module) {
       .def(
           "__init__",
           [](qwell::SampleCall* call, Address logits, Address temperature, Address top_k,
-             Address top_p, Address min_p, Address repetition_penalty, Address seen_ids,
-             Address cu_seen, Address uniform, Address next_ids, std::int64_t rows,
-             std::int64_t vocabulary) {
+             Address top_p, Address min_p, Address typical_p, Address uniform, Address next_ids,
+             std::int64_t rows, std::int64_t vocabulary) {
             new (call) qwell::SampleCall{
                 .logits = pointer<const float>(logits),
                 .temperature = pointer<const double>(temperature),
                 .top_k = pointer<const std::int32_t>(top_k),
                 .top_p = pointer<const double>(top_p),
                 .min_p = pointer<const double>(min_p),
-                .repetition_penalty = pointer<const double>(repetition_penalty),
-                .seen_ids = pointer<const std::int32_t>(seen_ids),
-                .cu_seen = pointer<const std::int32_t>(cu_seen),
+                .typical_p = pointer<const double>(typical_p),
                 .uniform = pointer<const double>(uniform),
                 .next_ids = pointer<std::int32_t>(next_ids),
                 .rows = rows,
                 .vocabulary = vocabulary};
           },
           nb::kw_only(), "logits"_a, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a,
-          "repetition_penalty"_a, "seen_ids"_a, "cu_seen"_a, "uniform"_a, "next_ids"_a, "rows"_a,
-          "vocabulary"_a);
+          "typical_p"_a, "uniform"_a, "next_ids"_a, "rows"_a, "vocabulary"_a);
 }
 
 void define_rms_norm(nb::module_& module) {
@@ -295,6 +319,7 @@ NB_MODULE(_native, module) {
            "pool"_a, "tokens"_a, "logits"_a);
 
   define_ceilings(module);
+  define_adjust_logits(module);
   define_attention(module);
   define_embedding(module);
   define_linear(module);
@@ -304,6 +329,7 @@ NB_MODULE(_native, module) {
   define_rope(module);
   define_sample(module);
   define_silu_mul(module);
+  define_runs<qwell::AdjustLogitsCall>(module, tape);
   define_runs<qwell::AttentionCall>(module, tape);
   define_runs<qwell::EmbeddingCall>(module, tape);
   define_runs<qwell::LinearCall>(module, tape);

@@ -20,6 +20,7 @@ struct Settings {
         top_k(call.top_k[row] < call.vocabulary ? std::max(call.top_k[row], 0) : 0),
         top_p(std::max(0.0, call.top_p[row])),
         min_p(std::min(1.0, std::max(0.0, call.min_p[row]))),
+        typical_p(std::max(0.0, call.typical_p[row])),
         uniform(call.uniform[row]) {}
 
   bool greedy() const { return temperature == 0; }
@@ -31,40 +32,8 @@ struct Settings {
   std::int32_t top_k;  // 0 keeps all
   double top_p;
   double min_p;
+  double typical_p;
   double uniform;
-};
-
-// Rows with a penalty are copied, and the logits of seen ids rewritten there: from the original,
-// so that one listed twice is penalised once.
-class Penalised {
- public:
-  Penalised(Pool& pool, const SampleCall& call) : copies_(static_cast<std::size_t>(call.rows)) {
-    rows_.reserve(copies_.size());
-    for (std::int64_t row = 0; row < call.rows; ++row) {
-      rows_.push_back(call.logits + row * call.vocabulary);
-    }
-    pool.run(call.rows, [&](std::int64_t row) {
-      const auto penalty = static_cast<float>(call.repetition_penalty[row]);
-      const std::int32_t* seen = call.seen_ids + call.cu_seen[row];
-      const std::int32_t* end = call.seen_ids + call.cu_seen[row + 1];
-      if (penalty == 1 || seen == end) return;
-      const auto i = static_cast<std::size_t>(row);
-      const float* logits = rows_[i];
-      copies_[i].assign(logits, logits + call.vocabulary);
-      for (; seen != end; ++seen) {
-        const float logit = logits[*seen];
-        copies_[i][static_cast<std::size_t>(*seen)] =
-            logit >= 0 ? logit / penalty : logit * penalty;
-      }
-      rows_[i] = copies_[i].data();
-    });
-  }
-
-  const std::vector<const float*>& rows() const { return rows_; }
-
- private:
-  std::vector<std::vector<float>> copies_;
-  std::vector<const float*> rows_;
 };
 
 // Where a running sum of weights passes `target`, and the sum before that.
@@ -87,14 +56,14 @@ Place pass(std::int64_t size, double target, const WeightAt& weight_at) {
   return last;
 }
 
-// The last id of a top-p set: the last one with the least value in it.
+// The last id of a set of the largest values: the last one with the least value in it.
 struct Last {
   float value;
   std::int32_t id;
 };
 
-// Of the smallest set of ids, most likely first, whose weights reach `limit`. Weights are summed
-// in ranges of values, most likely first: only the range in which the set ends is sorted.
+// Of the smallest set of ids, largest value first, whose weights reach `limit`. Weights are summed
+// in ranges of values, largest first: only the range in which the set ends is sorted.
 Last last_to_reach(double limit, const Candidates& candidates, const std::vector<double>& weights) {
   constexpr std::size_t kRanges = 2048;
   const std::vector<float>& values = candidates.values;
@@ -134,7 +103,8 @@ class Sampler {
 
   std::int32_t draw(std::int64_t row, const Settings& settings) const {
     if (settings.greedy()) return rows_[row].first_maximum();
-    const bool keeps_all = settings.top_k == 0 && !(settings.top_p < 1) && !(settings.min_p > 0);
+    const bool keeps_all = settings.top_k == 0 && !(settings.top_p < 1) &&
+                           !(settings.min_p > 0) && !(settings.typical_p < 1);
     return keeps_all ? draw_any(row, settings) : draw_likely(row, settings);
   }
 
@@ -151,7 +121,7 @@ class Sampler {
     return static_cast<std::int32_t>(start + draw_from(weights, target - chunk.before));
   }
 
-  // One of those that top-k, top-p and min-p keep.
+  // One of those that top-k, top-p, min-p and typical-p keep.
   std::int32_t draw_likely(std::int64_t row, const Settings& settings) const {
     const LogitRow& logits = rows_[row];
     const Candidates candidates =
@@ -170,8 +140,39 @@ class Sampler {
     }
     // The most likely id has weight 1.
     for (double& weight : weights) weight = weight < settings.min_p ? 0 : weight;
+    if (settings.typical_p < 1) keep_typical(logits.max(), settings, candidates, weights);
     const std::int64_t place = draw_from(weights, settings.uniform * sum(weights));
     return candidates.ids[static_cast<std::size_t>(place)];
+  }
+
+  // Zeroes the weights of all but the ids whose surprise is nearest to the mean of it: as many as
+  // reach typical_p of the sum, and those that are as near as the last of these. Distances are
+  // compared in single precision.
+  static void keep_typical(double max, const Settings& settings, const Candidates& candidates,
+                           std::vector<double>& weights) {
+    // Surprise is that of the most likely id plus this, and so is its mean, the entropy.
+    const auto surprise = [&](std::size_t i) {
+      return (max - candidates.values[i]) * settings.scale;
+    };
+    const double whole = sum(weights);
+    double mean = 0;
+    for (std::size_t i = 0; i < weights.size(); ++i) {
+      if (weights[i] > 0) mean += weights[i] / whole * surprise(i);
+    }
+    Candidates nearness;
+    std::vector<double> kept;
+    for (std::size_t i = 0; i < weights.size(); ++i) {
+      if (weights[i] <= 0) continue;
+      nearness.values.push_back(static_cast<float>(-std::abs(surprise(i) - mean)));
+      nearness.ids.push_back(static_cast<std::int32_t>(i));
+      kept.push_back(weights[i]);
+    }
+    const Last last = last_to_reach(settings.typical_p * whole, nearness, kept);
+    for (std::size_t i = 0; i < kept.size(); ++i) {
+      if (nearness.values[i] < last.value) {
+        weights[static_cast<std::size_t>(nearness.ids[i])] = 0;
+      }
+    }
   }
 
   // A value below which top-p and min-p keep nothing.
@@ -221,8 +222,11 @@ class Sampler {
 }  // namespace
 
 void sample(Isa isa, Pool& pool, const SampleCall& call) {
-  const Penalised penalised(pool, call);
-  LogitRows rows(isa, pool, penalised.rows(), call.vocabulary);
+  std::vector<const float*> logits;
+  for (std::int64_t row = 0; row < call.rows; ++row) {
+    logits.push_back(call.logits + row * call.vocabulary);
+  }
+  LogitRows rows(isa, pool, logits, call.vocabulary);
   std::vector<Settings> settings;
   std::vector<double> scales;
   for (std::int64_t row = 0; row < call.rows; ++row) {

@@ -14,9 +14,7 @@ struct SampleCall {
   const std::int32_t* top_k;         // [rows]
   const double* top_p;               // [rows]
   const double* min_p;               // [rows]
-  const double* repetition_penalty;  // [rows]
-  const std::int32_t* seen_ids;      // [cu_seen[rows]], each in [0, vocabulary)
-  const std::int32_t* cu_seen;       // [rows + 1]
+  const double* typical_p;           // [rows]
   const double* uniform;             // [rows]
   std::int32_t* next_ids;            // [rows], out
   std::int64_t rows;

@@ -3,6 +3,7 @@
 namespace qwell {
 namespace {
 
+void run_op(Isa, Pool& pool, const AdjustLogitsCall& call) { adjust_logits(pool, call); }
 void run_op(Isa isa, Pool& pool, const AttentionCall& call) { attention(isa, pool, call); }
 void run_op(Isa, Pool& pool, const EmbeddingCall& call) { embedding(pool, call); }
 void run_op(Isa isa, Pool& pool, const LinearCall& call) { linear(isa, pool, call); }

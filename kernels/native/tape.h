@@ -4,6 +4,7 @@
 #include <variant>
 #include <vector>
 
+#include "adjust_logits.h"
 #include "attention.h"
 #include "embedding.h"
 #include "isa.h"
@@ -17,8 +18,8 @@
 
 namespace qwell {
 
-using Call = std::variant<AttentionCall, EmbeddingCall, LinearCall, LogprobsCall, RmsNormCall,
-                          RopeCall, SampleCall, SiluMulCall>;
+using Call = std::variant<AdjustLogitsCall, AttentionCall, EmbeddingCall, LinearCall, LogprobsCall,
+                          RmsNormCall, RopeCall, SampleCall, SiluMulCall>;
 
 // What the rows of a call are, and so how many a step has of them.
 enum class Rows { tokens, logits };

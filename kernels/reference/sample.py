@@ -1,4 +1,4 @@
-"""sample: penalties, truncation and the draw of the next ids."""
+"""sample: truncation and the draw of the next ids."""
 
 import torch
 from torch import Tensor
@@ -10,40 +10,30 @@ def sample(
     top_k: Tensor,
     top_p: Tensor,
     min_p: Tensor,
-    repetition_penalty: Tensor,
-    seen_ids: Tensor,
-    cu_seen: Tensor,
+    typical_p: Tensor,
     uniform: Tensor,
 ) -> Tensor:
     """Next ids [S] from fp32 logits [S, V]; the order of steps is the op's contract."""
-    bounds = cu_seen.tolist()
     # The parameters are read to the host once: a row is a handful of torch calls.
     rows = zip(
+        logits,
         temperature.tolist(),
         top_k.tolist(),
         top_p.tolist(),
         min_p.tolist(),
-        repetition_penalty.tolist(),
+        typical_p.tolist(),
         uniform.tolist(),
         strict=True,
     )
-    ids = []
-    for s, (heat, k, p, floor, penalty, u) in enumerate(rows):
-        row = logits[s]
-        if penalty != 1.0:
-            row = _penalise(row, seen_ids[bounds[s] : bounds[s + 1]].long(), penalty)
-        ids.append(row.argmax() if heat == 0.0 else _draw(row.double() / heat, k, p, floor, u))
+    ids = [
+        row.argmax() if heat == 0.0 else _draw(row.double() / heat, k, p, floor, typical, u)
+        for row, heat, k, p, floor, typical, u in rows
+    ]
     return torch.stack(ids).to(torch.int32)
 
 
-def _penalise(row: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Make the seen ids less likely (CTRL, arXiv 1909.05858)."""
-    logit = row[seen]
-    return row.scatter(0, seen, torch.where(logit >= 0, logit / penalty, logit * penalty))
-
-
-def _draw(row: Tensor, k: int, p: float, floor: float, u: float) -> Tensor:
-    """One id from fp64 logits [V] cut to top-k, top-p, min-p, by inverse of the cdf at u."""
+def _draw(row: Tensor, k: int, p: float, floor: float, typical: float, u: float) -> Tensor:
+    """One id from fp64 logits [V], cut in this order, by inverse of the cdf at u."""
     kept = torch.arange(row.numel(), device=row.device)
     if 0 < k < row.numel():
         kept = (row >= row.topk(k).values[-1]).nonzero().squeeze(1)
@@ -58,7 +48,21 @@ def _draw(row: Tensor, k: int, p: float, floor: float, u: float) -> Tensor:
     if floor > 0.0:
         likely = weights >= floor * weights.max()
         kept, weights = kept[likely], weights[likely]
+    if typical < 1.0:
+        usual = _typical(row[kept], typical)
+        kept, weights = kept[usual], weights[usual]
     cumulative = weights.cumsum(0)
     # u < 1 times the total can round up to the total: the last kept id is then the answer.
     index = torch.searchsorted(cumulative, u * cumulative[-1], right=True)
     return kept[index.clamp(max=kept.numel() - 1)]
+
+
+def _typical(logits: Tensor, share: float) -> Tensor:
+    """Which of fp64 logits [n] are the nearest to their entropy that reach `share` together."""
+    log_probabilities = logits.log_softmax(dim=0)
+    probabilities = log_probabilities.exp()
+    entropy = -(probabilities * log_probabilities).nansum()
+    distance = (log_probabilities + entropy).abs().float()
+    nearest = distance.argsort(stable=True)
+    short = (probabilities[nearest].cumsum(0) < share).sum()
+    return distance <= distance[nearest[short.clamp(max=len(nearest) - 1)]]

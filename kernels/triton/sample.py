@@ -34,6 +34,7 @@ WHOLE = tl.constexpr(2.0**40)
 LOG2_E = tl.constexpr(1.4426950408889634)
 # Temperatures below 1e-30 act as 1e-30: their inverse is no fp32, and only the maximum is left.
 COLDEST = tl.constexpr(1e-30)
+WIDEST = tl.constexpr(float("inf"))
 
 
 @triton.jit
@@ -69,59 +70,123 @@ def highest_floor(
 
 
 @triton.jit
-def kept_mass(x_ptr, start, size, x_max, scale, floor, last_tie, least_mass, BLOCK: tl.constexpr):
-    """Mass of a block's values that are above `floor`, or equal to it up to offset last_tie."""
+def kept_mass(
+    x_ptr,
+    start,
+    size,
+    x_max,
+    scale,
+    floor,
+    last_tie,
+    least_mass,
+    center,
+    reach,
+    BLOCK: tl.constexpr,
+):
+    """Mass of a block's values that are above `floor`, or equal to it up to offset last_tie.
+
+    And whose distance below x_max, scaled, is at most `reach` away from `center`.
+    """
     o_x, b_x = load_block(x_ptr, start, size, BLOCK)
     b_mass = mass_of(b_x, x_max, scale)
     m_kept = (b_x > floor) | ((b_x == floor) & (o_x <= last_tie))
+    m_kept &= tl.abs((x_max - b_x) * scale - center) <= reach
     return tl.where(m_kept & (b_mass >= least_mass), b_mass, 0)
 
 
 @triton.jit
-def draw(x_ptr, size, x_max, scale, floor, last_tie, least_mass, uniform, BLOCK: tl.constexpr):
-    """Offset where the running sum of the kept mass passes `uniform` of its total."""
+def kept_total(
+    x_ptr, size, x_max, scale, floor, last_tie, least_mass, center, reach, BLOCK: tl.constexpr
+):
+    """Sum of kept_mass over a row."""
     b_total = tl.zeros([BLOCK], tl.int64)
     for start in tl.range(0, size, BLOCK, loop_unroll_factor=2):
-        b_total += kept_mass(x_ptr, start, size, x_max, scale, floor, last_tie, least_mass, BLOCK)
-    total = tl.sum(b_total)
+        b_total += kept_mass(
+            x_ptr, start, size, x_max, scale, floor, last_tie, least_mass, center, reach, BLOCK
+        )
+    return tl.sum(b_total)
+
+
+@triton.jit
+def mean_distance(x_ptr, size, x_max, scale, floor, last_tie, least_mass, BLOCK: tl.constexpr):
+    """Mean over the kept mass of a value's distance below x_max, scaled.
+
+    The entropy in bits, less the surprise of x_max. Integers again: their sum has no order.
+    """
+    b_total = tl.zeros([BLOCK], tl.int64)
+    b_moment = tl.zeros([BLOCK], tl.int64)
+    for start in range(0, size, BLOCK):
+        b_mass = kept_mass(
+            x_ptr, start, size, x_max, scale, floor, last_tie, least_mass, 0.0, WIDEST, BLOCK
+        )
+        _, b_x = load_block(x_ptr, start, size, BLOCK)
+        b_distance = tl.where(b_mass > 0, (x_max - b_x) * scale, 0.0)
+        b_total += b_mass
+        b_moment += (tl.exp2(-b_distance) * b_distance * WHOLE).to(tl.int64)
+    total = tl.maximum(tl.sum(b_total), 1)
+    return (tl.sum(b_moment).to(tl.float64) / total.to(tl.float64)).to(tl.float32)
+
+
+@triton.jit
+def least_reach(
+    x_ptr, size, x_max, scale, floor, last_tie, least_mass, center, limit, BLOCK: tl.constexpr
+):
+    """The least distance from `center` within which the kept mass reaches `limit`."""
+    low = order_of(tl.full([], 0.0, tl.float32))
+    high = order_of(tl.full([], WIDEST, tl.float32))
+    while low < high:
+        middle = low + (high - low) // 2
+        inside = kept_total(
+            x_ptr,
+            size,
+            x_max,
+            scale,
+            floor,
+            last_tie,
+            least_mass,
+            center,
+            value_of(middle),
+            BLOCK,
+        )
+        enough = inside >= limit
+        high = tl.where(enough, middle, high)
+        low = tl.where(enough, low, middle + 1)
+    return value_of(low)
+
+
+@triton.jit
+def draw(
+    x_ptr,
+    size,
+    x_max,
+    scale,
+    floor,
+    last_tie,
+    least_mass,
+    center,
+    reach,
+    uniform,
+    BLOCK: tl.constexpr,
+):
+    """Offset where the running sum of the kept mass passes `uniform` of its total."""
+    total = kept_total(x_ptr, size, x_max, scale, floor, last_tie, least_mass, center, reach, BLOCK)
     target = tl.minimum((uniform * total.to(tl.float64)).to(tl.int64), total - 1)
 
     before = tl.full([], 0, tl.int64)
     place = tl.full([], 0, tl.int32)
-    b_mass = kept_mass(x_ptr, place, size, x_max, scale, floor, last_tie, least_mass, BLOCK)
+    b_mass = kept_mass(
+        x_ptr, place, size, x_max, scale, floor, last_tie, least_mass, center, reach, BLOCK
+    )
     inside = tl.sum(b_mass)
     while (before + inside <= target) & (place + BLOCK < size):
         before += inside
         place += BLOCK
-        b_mass = kept_mass(x_ptr, place, size, x_max, scale, floor, last_tie, least_mass, BLOCK)
+        b_mass = kept_mass(
+            x_ptr, place, size, x_max, scale, floor, last_tie, least_mass, center, reach, BLOCK
+        )
         inside = tl.sum(b_mass)
     passed = before + tl.cumsum(b_mass) <= target
     return tl.minimum(place + tl.sum(passed.to(tl.int32)), size - 1)
-
-
-@triton.jit
-def penalise_kernel(
-    logits_ptr,
-    penalised_ptr,
-    penalty_ptr,
-    seen_ptr,
-    cu_seen_ptr,
-    V: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Rewrite the seen ids of row program_id; an id that is listed twice is rewritten alike."""
-    i_row = tl.program_id(0)
-    start = i_row.to(tl.int64) * V
-    penalty = tl.load(penalty_ptr + i_row).to(tl.float32)
-    first = tl.load(cu_seen_ptr + i_row)
-    last = tl.load(cu_seen_ptr + i_row + 1)
-    for o_first in range(first, last, BLOCK):
-        o_seen = o_first + tl.arange(0, BLOCK)
-        m_seen = o_seen < last
-        b_id = tl.load(seen_ptr + o_seen, mask=m_seen, other=0)
-        b_x = tl.load(logits_ptr + start + b_id, mask=m_seen, other=0.0)
-        b_penalised = tl.where(b_x >= 0, tl.div_rn(b_x, penalty), b_x * penalty)
-        tl.store(penalised_ptr + start + b_id, b_penalised, mask=m_seen)
 
 
 @triton.jit
@@ -131,6 +196,7 @@ def sample_kernel(
     top_k_ptr,
     top_p_ptr,
     min_p_ptr,
+    typical_p_ptr,
     uniform_ptr,
     value_ptr,
     id_ptr,
@@ -194,8 +260,33 @@ def sample_kernel(
 
         min_p = tl.load(min_p_ptr + i_row).to(tl.float64)
         least_mass = tl.ceil(min_p * WHOLE).to(tl.int64)
+        typical_p = tl.load(typical_p_ptr + i_row).to(tl.float64)
+        center = tl.full([], 0.0, tl.float32)
+        reach = tl.full([], WIDEST, tl.float32)
+        if typical_p < 1.0:
+            total = kept_total(
+                x_ptr, size, x_max, scale, floor, last_tie, least_mass, center, reach, BLOCK
+            )
+            limit = tl.maximum(tl.ceil(typical_p * total.to(tl.float64)).to(tl.int64), 1)
+            center = mean_distance(x_ptr, size, x_max, scale, floor, last_tie, least_mass, BLOCK)
+            reach = least_reach(
+                x_ptr, size, x_max, scale, floor, last_tie, least_mass, center, limit, BLOCK
+            )
+
         uniform = tl.load(uniform_ptr + i_row).to(tl.float64)
-        next_id = draw(x_ptr, size, x_max, scale, floor, last_tie, least_mass, uniform, BLOCK)
+        next_id = draw(
+            x_ptr,
+            size,
+            x_max,
+            scale,
+            floor,
+            last_tie,
+            least_mass,
+            center,
+            reach,
+            uniform,
+            BLOCK,
+        )
         if narrowed:
             next_id = tl.load(id_ptr + next_id)
     tl.store(next_id_ptr + i_row, next_id)
@@ -207,9 +298,7 @@ def sample(
     top_k: Tensor,
     top_p: Tensor,
     min_p: Tensor,
-    repetition_penalty: Tensor,
-    seen_ids: Tensor,
-    cu_seen: Tensor,
+    typical_p: Tensor,
     uniform: Tensor,
 ) -> Tensor:
     """Next ids [S] (int32) from fp32 logits [S, V]; the order of steps is the op's contract.
@@ -225,7 +314,7 @@ def sample(
             "top_k": top_k,
             "top_p": top_p,
             "min_p": min_p,
-            "repetition_penalty": repetition_penalty,
+            "typical_p": typical_p,
             "uniform": uniform,
         },
     )
@@ -233,27 +322,14 @@ def sample(
     next_ids = torch.empty(rows, dtype=torch.int32, device=logits.device)
     if rows == 0:
         return next_ids
-    x = logits
-    if seen_ids.shape[0] > 0:
-        x = logits.clone()
-        penalise_kernel[(rows,)](
-            logits,
-            x,
-            repetition_penalty,
-            seen_ids,
-            cu_seen,
-            V=vocabulary,
-            BLOCK=1024,
-            num_warps=4,
-            enable_fp_fusion=True,
-        )
     candidates = torch.empty(rows, chosen.capacity, dtype=torch.float32, device=logits.device)
     sample_kernel[(rows,)](
-        x,
+        logits,
         temperature,
         top_k,
         top_p,
         min_p,
+        typical_p,
         uniform,
         candidates,
         torch.empty_like(candidates, dtype=torch.int32),

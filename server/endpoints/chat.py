@@ -25,6 +25,7 @@ from qwell.server.protocol.chat import (
     ChatRequest,
     ChunkChoice,
     check_chat,
+    requested_logprobs,
     requested_max_tokens,
     template_messages,
 )
@@ -36,6 +37,7 @@ from qwell.server.protocol.common import (
     place_of,
     usage,
 )
+from qwell.server.protocol.logprobs import chat_logprobs
 from qwell.server.service import Service, system_fingerprint
 from qwell.server.sse import EventStream
 
@@ -57,7 +59,8 @@ async def create_chat_completion(service: Service, request: Request) -> Response
     messages = template_messages(body)
     prompt_ids = await asyncio.to_thread(template.encode, messages, service.text.tokenizer)
     max_tokens = _max_tokens(body, prompt_ids, info)
-    params = choice_params(body, service.text.defaults, max_tokens)
+    logprobs = requested_logprobs(body)
+    params = choice_params(body, service.text.defaults, max_tokens, logprobs=logprobs)
 
     answer_id, created = new_id("chatcmpl"), int(time.time())
     fingerprint = system_fingerprint(info)
@@ -81,7 +84,12 @@ async def create_chat_completion(service: Service, request: Request) -> Response
         model=body.model,
         system_fingerprint=fingerprint,
         choices=[
-            ChatChoice(index, AnswerMessage(choice.text), choice.finish_reason)
+            ChatChoice(
+                index,
+                AnswerMessage(choice.text),
+                choice.finish_reason,
+                None if logprobs is None else chat_logprobs(service.text.tokenizer, choice.tokens),
+            )
             for index, choice in enumerate(choices)
         ],
         usage=_usage(len(prompt_ids), generation),
@@ -106,8 +114,11 @@ async def _chunks(
         yield chunk(choices=[ChunkChoice(index, ChatDelta(role="assistant", content=""))])
     async for delta in generation.deltas():
         content = delta.text if delta.finish_reason is None else UNSET
+        logprobs = chat_logprobs(generation.tokenizer, delta.tokens) if delta.tokens else None
         yield chunk(
-            choices=[ChunkChoice(delta.index, ChatDelta(content=content), delta.finish_reason)]
+            choices=[
+                ChunkChoice(delta.index, ChatDelta(content=content), delta.finish_reason, logprobs)
+            ]
         )
     if with_usage:
         yield answer(choices=[], usage=_usage(prompt_tokens, generation))

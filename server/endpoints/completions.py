@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from qwell.runtime.errors import RequestError
 from qwell.runtime.tokenizer import Tokenizer
-from qwell.server.generation import Generation, Job
+from qwell.server.generation import Generation, Job, ScoredToken
 from qwell.server.json_body import JsonResponse, read_json
 from qwell.server.protocol.common import (
     Usage,
@@ -32,6 +32,7 @@ from qwell.server.protocol.completions import (
     check_completion,
     prompts_of,
 )
+from qwell.server.protocol.logprobs import CompletionLogprobs, CompletionScores
 from qwell.server.service import Service, system_fingerprint
 from qwell.server.sse import EventStream
 
@@ -45,7 +46,13 @@ async def create_completion(service: Service, request: Request) -> Response:
     service.check_model(body.model)
     check_completion(body)
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
-    params = choice_params(body, service.text.defaults, max_tokens)
+    params = choice_params(
+        body,
+        service.text.defaults,
+        max_tokens,
+        logprobs=body.logprobs,
+        prompt_logprobs=body.logprobs if body.echo else None,
+    )
     prompts = prompts_of(body)
     tokenizer = service.text.tokenizer
     encoded = await asyncio.to_thread(_encode, tokenizer, prompts)
@@ -106,8 +113,17 @@ async def _whole(
     choices = await generation.texts()
     return answer(
         choices=[
-            CompletionChoice(echo + choice.text, index, choice.finish_reason)
-            for index, (echo, choice) in enumerate(zip(echoes, choices, strict=True))
+            CompletionChoice(
+                echo + choice.text,
+                index,
+                choice.finish_reason,
+                _prompt_logprobs(generation, choice.prompt) + scores.piece(choice.tokens)
+                if scores is not None
+                else None,
+            )
+            for index, (echo, choice, scores) in enumerate(
+                zip(echoes, choices, _scores(generation, echoes), strict=True)
+            )
         ],
         usage=count(),
     )
@@ -120,10 +136,30 @@ async def _chunks(
     count: Callable[[], Usage] | None,
 ) -> AsyncIterator[Completion]:
     chunk = partial(answer, usage=UNSET if count is None else None)
-    for index, echo in enumerate(echoes):
-        if echo:
+    all_scores = _scores(generation, echoes)
+    for index, (echo, job) in enumerate(zip(echoes, generation.jobs, strict=True)):
+        if echo and job.params.prompt_logprobs is None:
             yield chunk(choices=[CompletionChoice(echo, index)])
     async for delta in generation.deltas():
-        yield chunk(choices=[CompletionChoice(delta.text, delta.index, delta.finish_reason)])
+        text, scores = delta.text, all_scores[delta.index]
+        logprobs = None
+        if delta.prompt:
+            text = echoes[delta.index]
+            logprobs = _prompt_logprobs(generation, delta.prompt)
+        elif delta.tokens and scores is not None:
+            logprobs = scores.piece(delta.tokens)
+        yield chunk(choices=[CompletionChoice(text, delta.index, delta.finish_reason, logprobs)])
     if count is not None:
         yield answer(choices=[], usage=count())
+
+
+def _scores(generation: Generation, echoes: Sequence[str]) -> list[CompletionScores | None]:
+    """For each choice what makes the log-probabilities of its tokens, where they are asked for."""
+    return [
+        None if job.params.logprobs is None else CompletionScores(generation.tokenizer, len(echo))
+        for job, echo in zip(generation.jobs, echoes, strict=True)
+    ]
+
+
+def _prompt_logprobs(generation: Generation, prompt: Sequence[ScoredToken]) -> CompletionLogprobs:
+    return CompletionScores(generation.tokenizer, skip_special=False).piece(prompt)

@@ -13,16 +13,17 @@ from qwell.runtime.messages import FinishReason
 from qwell.server.protocol.common import (
     Count,
     SamplingRequest,
+    TopCount,
     Usage,
     check_common,
     refuse_unsupported,
 )
+from qwell.server.protocol.logprobs import ChatLogprobs
 
 _NEUTRAL_VALUES: Mapping[str, tuple[object, ...]] = {
     "audio": (None,),
     "function_call": (None, "none", "auto"),
     "functions": (None, []),
-    "logprobs": (None, False),
     "modalities": (None, ["text"]),
     "moderation": (None,),
     "prediction": (None,),
@@ -33,7 +34,6 @@ _NEUTRAL_VALUES: Mapping[str, tuple[object, ...]] = {
     "store": (None, False),
     "tool_choice": (None, "none", "auto"),
     "tools": (None, []),
-    "top_logprobs": (None,),
     "verbosity": (None, "medium"),
     "web_search_options": (None,),
 }
@@ -103,7 +103,7 @@ class ChatRequest(SamplingRequest, kw_only=True):
     store: bool | None = None
     tool_choice: object = None
     tools: object = None
-    top_logprobs: int | None = None
+    top_logprobs: TopCount | None = None
     verbosity: str | None = None
     web_search_options: object = None
 
@@ -122,7 +122,7 @@ class ChatChoice(msgspec.Struct):
     index: int
     message: AnswerMessage
     finish_reason: FinishReason
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
 
 
 class ChatCompletion(msgspec.Struct, kw_only=True):
@@ -150,7 +150,7 @@ class ChunkChoice(msgspec.Struct):
     index: int
     delta: ChatDelta
     finish_reason: FinishReason | None = None
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
 
 
 class ChatChunk(msgspec.Struct, kw_only=True):
@@ -174,6 +174,7 @@ def check_chat(request: ChatRequest) -> None:
     check_common(request)
     refuse_unsupported(request, _NEUTRAL_VALUES)
     requested_max_tokens(request)
+    requested_logprobs(request)
 
 
 def requested_max_tokens(request: ChatRequest) -> int | None:
@@ -190,6 +191,20 @@ def requested_max_tokens(request: ChatRequest) -> int | None:
             param="max_completion_tokens",
         )
     return older if newer is None else newer
+
+
+def requested_logprobs(request: ChatRequest) -> int | None:
+    """How many likely tokens are to be told beside each generated one; None tells neither.
+
+    Raises:
+        RequestError: `top_logprobs` without `logprobs`.
+    """
+    if request.logprobs:
+        return request.top_logprobs or 0
+    if request.top_logprobs:
+        message = "top_logprobs is only allowed together with logprobs: true"
+        raise RequestError(message, param="top_logprobs")
+    return None
 
 
 def template_messages(request: ChatRequest) -> list[dict[str, Any]]:

@@ -12,13 +12,16 @@ from msgspec import Meta
 
 from qwell.runtime.checkpoint.generation_config import GenerationDefaults
 from qwell.runtime.errors import RequestError
-from qwell.runtime.sampling_params import SEED_RANGE, SamplingParams
+from qwell.runtime.sampling_params import MAX_LOGPROBS, SEED_RANGE, SamplingParams
 
 T = TypeVar("T")
 
 MAX_CHOICES = 128
+_MOST_DIGITS = 9  # of a token id
 
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+TokenId = Count
+TopCount = Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)]
 Seed = Annotated[int, Meta(ge=SEED_RANGE[0], le=SEED_RANGE[1])]
 Priority = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 CacheSalt = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -26,11 +29,6 @@ ChoiceCount = Annotated[int, Meta(ge=1, le=MAX_CHOICES)]
 
 # Fields of OpenAI's that change nothing while they hold one of these values. Anything else asks
 # for something that is not there yet, and is refused by name.
-NEUTRAL_VALUES: Mapping[str, tuple[object, ...]] = {
-    "frequency_penalty": (None, 0.0),
-    "presence_penalty": (None, 0.0),
-    "logit_bias": (None, {}),
-}
 NEUTRAL_STREAM_OPTIONS: Mapping[str, tuple[object, ...]] = {"include_obfuscation": (None, False)}
 
 
@@ -42,8 +40,9 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class SamplingRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The fields of both request types; `top_k`, `min_p`, `repetition_penalty`, `ignore_eos`,
-    `priority` and `cache_salt` are additions to OpenAI's."""
+    """The fields of both request types. Beyond OpenAI's: `top_k`, `min_p`, `typical_p`,
+    `repetition_penalty`, `allowed_token_ids`, `bad_token_ids`, `min_tokens`, `stop_token_ids`,
+    `include_stop_str_in_output`, `ignore_eos`, `priority` and `cache_salt`."""
 
     model: str
     max_tokens: Count | None = None
@@ -51,9 +50,15 @@ class SamplingRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     top_p: float | None = None
     top_k: Count | None = None
     min_p: float | None = None
+    typical_p: float | None = None
     repetition_penalty: float | None = None
     seed: Seed | None = None
     stop: str | list[str] | None = None
+    include_stop_str_in_output: bool | None = None
+    stop_token_ids: list[TokenId] | None = None
+    allowed_token_ids: list[TokenId] | None = None
+    bad_token_ids: list[TokenId] | None = None
+    min_tokens: Count | None = None
     ignore_eos: bool | None = None
     priority: Priority | None = None
     cache_salt: CacheSalt | None = None
@@ -116,9 +121,8 @@ def check_common(request: SamplingRequest) -> None:
     """Checks of both request types that its field types do not express.
 
     Raises:
-        RequestError: an unsupported field, or `stream_options` without `stream`.
+        RequestError: an unsupported option, or `stream_options` without `stream`.
     """
-    refuse_unsupported(request, NEUTRAL_VALUES)
     if request.stream_options is not None:
         if not request.stream:
             message = "stream_options is only allowed together with stream: true"
@@ -137,7 +141,12 @@ def place_of(request: SamplingRequest) -> tuple[int, str]:
 
 
 def choice_params(
-    request: SamplingRequest, defaults: GenerationDefaults, max_tokens: int
+    request: SamplingRequest,
+    defaults: GenerationDefaults,
+    max_tokens: int,
+    *,
+    logprobs: int | None,
+    prompt_logprobs: int | None = None,
 ) -> list[SamplingParams]:
     """Parameters of each of the `n` choices: the request's, else the checkpoint's, else OpenAI's.
 
@@ -155,9 +164,22 @@ def choice_params(
         repetition_penalty=_first_given(
             request.repetition_penalty, defaults.repetition_penalty, 1.0
         ),
+        typical_p=_first_given(request.typical_p, None, 1.0),
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        logit_bias=_biases(request.logit_bias or {}),
+        allowed_token_ids=(
+            None if request.allowed_token_ids is None else tuple(request.allowed_token_ids)
+        ),
+        bad_token_ids=tuple(request.bad_token_ids or ()),
+        min_tokens=request.min_tokens or 0,
         seed=request.seed,
         stop=_stop_strings(request.stop),
+        include_stop_str_in_output=bool(request.include_stop_str_in_output),
+        stop_token_ids=tuple(request.stop_token_ids or ()),
         ignore_eos=bool(request.ignore_eos),
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
     )
     count = request.n or 1
     if first.seed is None:
@@ -169,6 +191,19 @@ def _first_given(given: T | None, default: T | None, otherwise: T) -> T:
     if given is not None:
         return given
     return otherwise if default is None else default
+
+
+def _biases(logit_bias: Mapping[str, float]) -> dict[int, float]:
+    """With the token ids as numbers, which JSON's keys cannot be."""
+    biases = {}
+    for key, bias in logit_bias.items():
+        if not (key.isascii() and key.isdigit() and len(key) <= _MOST_DIGITS):
+            raise RequestError(
+                f"logit_bias maps token ids to numbers, but {key!r} is no token id",
+                param="logit_bias",
+            )
+        biases[int(key)] = bias
+    return biases
 
 
 def _stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:

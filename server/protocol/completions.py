@@ -14,14 +14,16 @@ from qwell.server.protocol.common import (
     MAX_CHOICES,
     Count,
     SamplingRequest,
+    TopCount,
     Usage,
     check_common,
     refuse_unsupported,
 )
+from qwell.server.protocol.logprobs import CompletionLogprobs
 
 DEFAULT_MAX_TOKENS = 16
 
-_NEUTRAL_VALUES: Mapping[str, tuple[object, ...]] = {"suffix": (None, ""), "logprobs": (None,)}
+_NEUTRAL_VALUES: Mapping[str, tuple[object, ...]] = {"suffix": (None, "")}
 
 
 class CompletionRequest(SamplingRequest, kw_only=True):
@@ -31,7 +33,7 @@ class CompletionRequest(SamplingRequest, kw_only=True):
     prompt: str | Annotated[list[str | Count | list[Count]], Meta(min_length=1)]
     echo: bool | None = None
     best_of: Count | None = None
-    logprobs: int | None = None
+    logprobs: TopCount | None = None
     suffix: str | None = None
 
 
@@ -41,7 +43,7 @@ class CompletionChoice(msgspec.Struct):
     text: str
     index: int
     finish_reason: FinishReason | None = None
-    logprobs: None = None
+    logprobs: CompletionLogprobs | None = None
 
 
 class Completion(msgspec.Struct, kw_only=True):

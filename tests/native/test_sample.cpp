@@ -21,7 +21,7 @@ struct Parameters {
   std::int32_t top_k = 0;
   double top_p = 1;
   double min_p = 0;
-  double penalty = 1;
+  double typical_p = 1;
   double uniform = 0;
 };
 
@@ -29,8 +29,6 @@ struct Batch {
   std::int64_t vocabulary;
   std::vector<float> logits;
   std::vector<Parameters> rows;
-  std::vector<std::int32_t> seen;
-  std::vector<std::int32_t> cu_seen;
 
   std::vector<float> row(std::size_t i) const {
     const auto start = logits.begin() + static_cast<std::ptrdiff_t>(i) * vocabulary;
@@ -55,7 +53,7 @@ std::vector<std::int32_t> draw(qwell::Isa isa, const Batch& batch) {
   const auto top_k = batch.column(&Parameters::top_k);
   const auto top_p = batch.column(&Parameters::top_p);
   const auto min_p = batch.column(&Parameters::min_p);
-  const auto penalty = batch.column(&Parameters::penalty);
+  const auto typical_p = batch.column(&Parameters::typical_p);
   const auto uniform = batch.column(&Parameters::uniform);
   std::vector<std::int32_t> ids(batch.rows.size(), -1);
   qwell::sample(isa, pool(),
@@ -64,9 +62,7 @@ std::vector<std::int32_t> draw(qwell::Isa isa, const Batch& batch) {
                  .top_k = top_k.data(),
                  .top_p = top_p.data(),
                  .min_p = min_p.data(),
-                 .repetition_penalty = penalty.data(),
-                 .seen_ids = batch.seen.data(),
-                 .cu_seen = batch.cu_seen.data(),
+                 .typical_p = typical_p.data(),
                  .uniform = uniform.data(),
                  .next_ids = ids.data(),
                  .rows = static_cast<std::int64_t>(ids.size()),
@@ -84,15 +80,7 @@ std::vector<std::int32_t> in_order(const std::vector<float>& logits) {
   return ids;
 }
 
-std::int32_t expected_id(std::vector<float> logits, const Parameters& row,
-                         std::vector<std::int32_t> seen) {
-  std::sort(seen.begin(), seen.end());
-  seen.erase(std::unique(seen.begin(), seen.end()), seen.end());
-  for (const std::int32_t id : seen) {
-    float& logit = logits[static_cast<std::size_t>(id)];
-    const auto penalty = static_cast<float>(row.penalty);
-    logit = logit >= 0 ? logit / penalty : logit * penalty;
-  }
+std::int32_t expected_id(const std::vector<float>& logits, const Parameters& row) {
   std::vector<std::int32_t> ids = in_order(logits);
   const auto logit = [&](std::int32_t id) { return logits[static_cast<std::size_t>(id)]; };
   if (row.temperature == 0) return ids[0];
@@ -116,6 +104,26 @@ std::int32_t expected_id(std::vector<float> logits, const Parameters& row,
     ids.resize(count);
   }
   std::erase_if(ids, [&](std::int32_t id) { return weight(id) < row.min_p; });
+  if (row.typical_p < 1) {
+    const double whole = sum();
+    double entropy = 0;
+    for (const std::int32_t id : ids) {
+      if (weight(id) > 0) entropy -= weight(id) / whole * std::log(weight(id) / whole);
+    }
+    const auto distance = [&](std::int32_t id) {
+      return static_cast<float>(std::abs(std::log(weight(id) / whole) + entropy));
+    };
+    std::stable_sort(ids.begin(), ids.end(), [&](std::int32_t a, std::int32_t b) {
+      return distance(a) < distance(b);
+    });
+    double before = 0;
+    std::size_t count = 0;
+    while (count == 0 || (count < ids.size() && before < row.typical_p * whole)) {
+      before += weight(ids[count++]);
+    }
+    const float most_distant = distance(ids[count - 1]);
+    std::erase_if(ids, [&](std::int32_t id) { return distance(id) > most_distant; });
+  }
   std::sort(ids.begin(), ids.end());
   const double target = row.uniform * sum();
   double passed_weight = 0;
@@ -133,7 +141,7 @@ Batch random_batch(std::int64_t vocabulary, bool ties, std::mt19937& random) {
     const std::vector<double> all{static_cast<double>(values)...};
     return all[random() % all.size()];
   };
-  Batch batch{.vocabulary = vocabulary, .logits = {}, .rows = {}, .seen = {}, .cu_seen = {0}};
+  Batch batch{.vocabulary = vocabulary, .logits = {}, .rows = {}};
   for (int row = 0; row < 12; ++row) {
     for (std::int64_t i = 0; i < vocabulary; ++i) {
       const float logit = normal(random);
@@ -143,13 +151,8 @@ Batch random_batch(std::int64_t vocabulary, bool ties, std::mt19937& random) {
                           .top_k = static_cast<std::int32_t>(one_of(0, 0, 1, 5, 200, vocabulary)),
                           .top_p = one_of(1, 1, uniform(random), uniform(random)),
                           .min_p = one_of(0, 0, uniform(random)),
-                          .penalty = one_of(0.8, 1, 1.3),
+                          .typical_p = one_of(1, 1, uniform(random)),
                           .uniform = uniform(random)});
-    for (std::uint32_t n = random() % 5; n > 0; --n) {
-      const auto id = static_cast<std::int32_t>(random() % static_cast<std::uint32_t>(vocabulary));
-      batch.seen.insert(batch.seen.end(), n % 2 + 1, id);
-    }
-    batch.cu_seen.push_back(static_cast<std::int32_t>(batch.seen.size()));
   }
   return batch;
 }
@@ -157,9 +160,7 @@ Batch random_batch(std::int64_t vocabulary, bool ties, std::mt19937& random) {
 void check_sample(qwell::Isa isa, const Batch& batch, const std::string& name) {
   const std::vector<std::int32_t> ids = draw(isa, batch);
   for (std::size_t i = 0; i < ids.size(); ++i) {
-    const std::vector<std::int32_t> seen(batch.seen.begin() + batch.cu_seen[i],
-                                         batch.seen.begin() + batch.cu_seen[i + 1]);
-    const std::int32_t expected = expected_id(batch.row(i), batch.rows[i], seen);
+    const std::int32_t expected = expected_id(batch.row(i), batch.rows[i]);
     expect(ids[i] == expected, name + " row " + std::to_string(i) + ": drew " +
                                    std::to_string(ids[i]) + " instead of " +
                                    std::to_string(expected));
@@ -214,7 +215,7 @@ void check_range(qwell::Isa isa, std::mt19937& random) {
       batch.rows[1].top_p = kNan;
       batch.rows[2].min_p = kNan;
       batch.rows[3].uniform = kNan;
-      batch.rows[4].penalty = kNan;
+      batch.rows[4].typical_p = kNan;
       batch.rows[5].min_p = 7;
       batch.rows[6].top_p = -1;
       batch.rows[7].top_k = -1;

@@ -40,7 +40,7 @@ def prompt_of(seed: int) -> list[int]:
 
 def generate(engine: Engine, seeds: list[int]) -> dict[str, list[int]]:
     for seed in seeds:
-        params = SamplingParams(max_tokens=STEPS, temperature=0.0, seed=seed)
+        params = SamplingParams(max_tokens=STEPS, top_k=1, seed=seed)
         engine.add(str(seed), prompt_of(seed), params)
     return run_to_end(engine)
 

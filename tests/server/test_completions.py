@@ -151,14 +151,24 @@ def test_sampling_parameters_reach_the_engine(server: ServerProcess) -> None:
         "top_p": 0.5,
         "top_k": 7,
         "min_p": 0.125,
+        "typical_p": 0.75,
         "repetition_penalty": 1.5,
+        "presence_penalty": 0.5,
+        "frequency_penalty": -1.5,
+        "logit_bias": {"5": 1.5, "100": -100.0},
+        "allowed_token_ids": [1, 2],
+        "bad_token_ids": [2, 3],
+        "min_tokens": 3,
+        "stop_token_ids": [9],
+        "include_stop_str_in_output": True,
         "seed": -5,
         "ignore_eos": False,
+        "logprobs": 3,
     }
 
     text = server.complete("params", **given)["choices"][0]["text"]
 
-    assert json.loads(text) == {**given, "stop": []}
+    assert json.loads(text) == {**given, "stop": [], "prompt_logprobs": None}
 
 
 def test_openai_defaults_where_request_and_checkpoint_are_silent(server: ServerProcess) -> None:
@@ -172,6 +182,7 @@ def test_openai_defaults_where_request_and_checkpoint_are_silent(server: ServerP
 
 def test_null_means_the_default(server: ServerProcess) -> None:
     fields = ["temperature", "top_p", "n", "stop", "stream", "stream_options", "seed", "echo"]
+    fields += ["typical_p", "min_tokens", "stop_token_ids", "allowed_token_ids", "bad_token_ids"]
     fields += ["logprobs", "logit_bias", "suffix", "best_of", "user", "presence_penalty"]
 
     answer = server.complete("say:hi", **dict.fromkeys(fields))

@@ -36,7 +36,18 @@ messages = st.lists(
 )
 names = ["max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed"]
 names += ["stop", "n", "stream", "stream_options", "ignore_eos", "echo", "best_of", "logprobs"]
-names += ["logit_bias", "suffix", "user", "tools", "metadata", "max_completion_tokens", "zzz"]
+names += ["typical_p", "presence_penalty", "frequency_penalty", "allowed_token_ids"]
+names += ["bad_token_ids", "stop_token_ids", "min_tokens", "include_stop_str_in_output"]
+names += [
+    "top_logprobs",
+    "logit_bias",
+    "suffix",
+    "user",
+    "tools",
+    "metadata",
+    "max_completion_tokens",
+    "zzz",
+]
 bodies = st.fixed_dictionaries(
     {"model": st.just("m") | values},
     optional={

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -85,11 +86,121 @@ def test_stream_and_plain_answer_are_the_same(tiny: ServerProcess) -> None:
         assert "".join(chunk.choices[0].text for chunk in stream) == plain
 
 
+SCORED = {"seed": 5, "max_tokens": 30, "ignore_eos": True, "stop": "\x7f\x7f"}
+
+
+def pieces(server: ServerProcess, path: str, body: dict[str, object]) -> list[dict[str, object]]:
+    """The only choice of each chunk of a stream."""
+    answer = server.post(path, {"model": "m", "stream": True, **body})
+    events = [line.removeprefix("data: ") for line in answer.text.split("\n\n")[:-2]]
+    return [json.loads(event)["choices"][0] for event in events]
+
+
+@pytest.mark.parametrize("echo", [False, True])
+def test_streamed_logprobs_are_those_of_the_plain_answer(tiny: ServerProcess, echo: bool) -> None:
+    fields = {**SCORED, "echo": echo, "logprobs": 3}
+    plain = tiny.complete("abcé", **fields)["choices"][0]
+    chunks = pieces(tiny, "/v1/completions", {"prompt": "abcé", **fields})
+
+    assert "".join(chunk["text"] for chunk in chunks) == plain["text"]
+    scored = [chunk["logprobs"] for chunk in chunks if chunk["logprobs"] is not None]
+    for name, values in plain["logprobs"].items():
+        assert [value for piece in scored for value in piece[name]] == values
+
+
+def test_echoed_logprobs_are_those_of_the_tokens_when_they_were_generated(
+    tiny: ServerProcess,
+) -> None:
+    prompt = [97, 98, 99, 0xE4]
+    fields = {"max_tokens": 12, "temperature": 0, "logprobs": 2}
+    fields["allowed_token_ids"] = list(range(256))
+    generated = tiny.complete(prompt, **fields, echo=True)["choices"][0]["logprobs"]
+    ids = {chr(i) if i < 128 else f"bytes:\\x{i:02x}": i for i in range(256)}
+    assert set(generated["tokens"]) <= ids.keys()
+    every = [ids[token] for token in generated["tokens"]]
+
+    echoed = tiny.complete(every, max_tokens=0, echo=True, logprobs=2)["choices"][0]["logprobs"]
+
+    assert echoed["tokens"] == generated["tokens"]
+    assert echoed["text_offset"] == generated["text_offset"]
+    assert echoed["token_logprobs"][0] is None
+    assert echoed["top_logprobs"][0] is None
+    assert echoed["token_logprobs"][1:] == pytest.approx(generated["token_logprobs"][1:], abs=1e-4)
+    for token, logprob, top in zip(
+        *(echoed[name][4:] for name in ("tokens", "token_logprobs", "top_logprobs")), strict=True
+    ):
+        assert top[token] == logprob
+        assert len(top) in (2, 3)
+
+
+def test_offsets_are_those_of_the_text(tiny: ServerProcess) -> None:
+    choice = tiny.complete("xyé!", **SCORED, echo=True, logprobs=0)["choices"][0]
+
+    logprobs = choice["logprobs"]
+    assert logprobs["text_offset"][:5] == [0, 1, 2, 2, 3]
+    for token, offset in zip(logprobs["tokens"], logprobs["text_offset"], strict=True):
+        if not token.startswith("bytes:") and not token.startswith("<|"):
+            assert choice["text"][offset : offset + len(token)] == token
+    assert all(len(top) == 1 for top in logprobs["top_logprobs"][1:])
+
+
+def test_chat_logprobs_by_openais_client(demo: ServerProcess) -> None:
+    with openai.OpenAI(base_url=f"{demo.url}/v1", api_key="none", max_retries=0) as client:
+        request = {
+            "model": "m",
+            "messages": [{"role": "user", "content": "hi"}],
+            "seed": 1,
+            "max_tokens": 20,
+            "logprobs": True,
+            "top_logprobs": 4,
+        }
+        plain = client.chat.completions.create(**request)
+        chunks = list(client.chat.completions.create(**request, stream=True))
+
+    logprobs = plain.choices[0].logprobs
+    assert logprobs is not None
+    content = logprobs.content or []
+    assert plain.usage is not None
+    assert len(content) == plain.usage.completion_tokens
+    for token in content:
+        assert len(token.top_logprobs) == 4
+        assert token.logprob <= token.top_logprobs[0].logprob <= 0
+        if token.bytes and max(token.bytes) < 128:
+            assert bytes(token.bytes).decode() == token.token
+    streamed = [
+        token
+        for chunk in chunks
+        if (scored := chunk.choices[0].logprobs) is not None
+        for token in scored.content or []
+    ]
+    assert streamed == content
+
+
+def test_penalties_bans_and_ends_by_id(tiny: ServerProcess) -> None:
+    greedy = {"temperature": 0, "max_tokens": 20, "ignore_eos": True}
+    allowed = [97, 98, 99, 100]
+    (text,) = texts(tiny, "abc", **greedy, allowed_token_ids=allowed, frequency_penalty=2)
+    assert set(text) <= set("abcd")
+    (text,) = texts(tiny, "abc", **greedy, allowed_token_ids=allowed, logit_bias={"98": 100})
+    assert text == "b" * 20
+    fields = {"allowed_token_ids": allowed, "logit_bias": {"98": 100}, "stop_token_ids": [98]}
+    assert texts(tiny, "abc", **greedy, **fields) == ["b"]
+    (text,) = texts(tiny, "abc", **greedy, **fields, min_tokens=5)
+    assert text[5:] == "b"
+    assert "b" not in text[:5]
+    fields = {"allowed_token_ids": [97], "stop": "aaa", "include_stop_str_in_output": True}
+    assert texts(tiny, "abc", **greedy, **fields) == ["aaa"]
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "code"),
     [
         ({"prompt": [10_000]}, "prompt", None),
         ({"prompt": "abc", "max_tokens": 256}, "max_tokens", "context_length_exceeded"),
+        ({"prompt": "abc", "logit_bias": {"99999": 1}}, "logit_bias", None),
+        ({"prompt": "abc", "stop_token_ids": [99999]}, "stop_token_ids", None),
+        ({"prompt": "abc", "allowed_token_ids": [99999]}, "allowed_token_ids", None),
+        ({"prompt": "abc", "bad_token_ids": [99999]}, "bad_token_ids", None),
         ({"prompt": [5] * 256, "max_tokens": 1}, "prompt", "context_length_exceeded"),
         ({"prompt": [5] * 300}, "prompt", "context_length_exceeded"),
     ],

@@ -41,7 +41,8 @@ class LogitsRecorder:
     """A `sample` op that keeps every row it saw.
 
     Rows carry no names, but the uniform number of a row is a function of seed and step: with a
-    seed of its own every request finds its rows again.
+    seed of its own every request finds its rows again. Greedy rows draw no number: to follow the
+    maximum, ask for top_k=1.
     """
 
     def __init__(self) -> None:

@@ -51,6 +51,7 @@ def record(model: LoadedModel) -> RecordedForward:
         model.runner,
         max_tokens=MAX_TOKENS,
         max_seqs=MAX_SEQS,
+        max_rows=MAX_SEQS,
         max_model_len=model.max_model_len,
     )
 
@@ -167,7 +168,7 @@ def all_logits(folder: Path, **options: object) -> tuple[Engine, list[torch.Tens
     sizes = {"max_batch_tokens": 40, "max_num_seqs": 5, "kv_cache_tokens": 320}
     engine = start_engine(folder, {"sample": seen}, **sizes, **options)
     for seed, (length, count) in enumerate(REQUESTS):
-        params = SamplingParams(max_tokens=count, temperature=0.0, seed=seed, ignore_eos=True)
+        params = SamplingParams(max_tokens=count, top_k=1, seed=seed, ignore_eos=True)
         engine.add(str(seed), [(7 * seed + i) % 199 for i in range(length)], params)
     tokens = run_to_end(engine)
     return engine, [
@@ -182,10 +183,10 @@ def test_an_engine_replays_every_step_with_the_bits_of_an_eager_one(
     folder: Path, weights: str
 ) -> None:
     eager, expected = all_logits(folder, weights=weights, eager=True, threads=1)
-    assert eager._captured is None
+    assert eager.forward.captured is None
     for threads in (1, 3):
         engine, logits = all_logits(folder, weights=weights, threads=threads)
-        assert isinstance(engine._captured, RecordedForward)
+        assert isinstance(engine.forward.captured, RecordedForward)
         assert len(logits) == len(expected) > 200
         assert all(map(torch.equal, logits, expected))
 
@@ -203,7 +204,7 @@ def test_models_with_an_op_that_is_not_native_run_op_by_op(
     folder: Path, options: dict[str, object]
 ) -> None:
     engine = start_engine(folder, **options)
-    assert engine._captured is None
+    assert engine.forward.captured is None
     assert len(greedy(engine, [5, 3, 8], 4)) == 4
 
 
@@ -211,5 +212,11 @@ def test_ops_of_another_runner_are_not_recorded(folder: Path) -> None:
     model = load(folder)
     with pytest.raises(KernelError, match="native op of this runner"):
         RecordedForward(
-            model.decoder, model.cache, Runner(1), max_tokens=8, max_seqs=2, max_model_len=64
+            model.decoder,
+            model.cache,
+            Runner(1),
+            max_tokens=8,
+            max_seqs=2,
+            max_rows=2,
+            max_model_len=64,
         )

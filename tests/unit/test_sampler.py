@@ -69,17 +69,67 @@ def test_repetition_penalty_counts_prompt_and_output_once() -> None:
     assert set(draws(3, (0, 1), temperature=0.0, repetition_penalty=2.5)) == {4}
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        # LOGITS are 2, 1, 0, -1, 1.
+        ({"logit_bias": {3: 3.5}}, 3),
+        ({"bad_token_ids": (0,)}, 1),
+        ({"allowed_token_ids": (2, 3)}, 2),
+        ({"allowed_token_ids": (2, 3), "logit_bias": {3: 1.5, 0: 100.0}}, 3),
+        ({"allowed_token_ids": (2, 3, 4), "bad_token_ids": (4,)}, 2),
+    ],
+)
+def test_biases_and_bans_decide_which_id_is_likely(settings: dict[str, Any], expected: int) -> None:
+    assert draws(1, temperature=0.0, **settings) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("generated", "settings", "expected"),
+    [
+        ((), {"presence_penalty": 2.0}, 0),  # the prompt holds id 0, which does not count
+        ((0,), {"presence_penalty": 0.9}, 0),
+        ((0,), {"presence_penalty": 1.1}, 1),
+        ((0, 0), {"presence_penalty": 0.9}, 0),
+        ((0,), {"frequency_penalty": 0.6}, 0),
+        ((0, 0), {"frequency_penalty": 0.6}, 1),
+        ((0, 0), {"frequency_penalty": 0.4, "presence_penalty": 0.3}, 1),
+        ((2, 2), {"frequency_penalty": -1.1}, 2),
+    ],
+)
+def test_openais_penalties_count_generated_tokens(
+    generated: tuple[int, ...], settings: dict[str, Any], expected: int
+) -> None:
+    params = SamplingParams(temperature=0.0, **settings)
+    known = Sequence("a", [0, *generated], 1, params, seed=0)
+    arriving = Sequence("b", [0], 1, params, seed=0)
+    for token_id in generated:
+        arriving.num_in_flight += 1
+        arriving.arrived(token_id)
+    assert sample_next(OPS, LOGITS.repeat(2, 1), [known, arriving]).tolist() == [expected] * 2
+
+
+def test_ids_that_end_a_text_are_banned_until_min_tokens() -> None:
+    params = SamplingParams(temperature=0.0, min_tokens=2)
+    ends = frozenset((0, 1))
+    texts = [[9, 9], [9, 9, 4], [9, 9, 4, 4]]
+    sequences = [Sequence("a", text, 2, params, seed=0, end_ids=ends) for text in texts]
+    assert sample_next(OPS, LOGITS.repeat(3, 1), sequences).tolist() == [4, 4, 0]
+
+
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
     mixed = [
         SamplingParams(temperature=0.0),
         SamplingParams(temperature=1.5, top_p=0.8),
         SamplingParams(temperature=1.0, repetition_penalty=1.3, top_k=3),
+        SamplingParams(temperature=1.2, typical_p=0.7, logit_bias={5: 4.0, 2: -3.0}),
+        SamplingParams(temperature=1.2, allowed_token_ids=(3, 5, 7), presence_penalty=1.0),
     ] * 5
     sequences = [Sequence(str(i), [1, 2], 2, p, seed=7 * i) for i, p in enumerate(mixed)]
     logits = torch.randn(len(mixed), 300, generator=torch.Generator().manual_seed(0))
-    together = sample_next(OPS, logits, sequences).tolist()
+    together = sample_next(OPS, logits.clone(), sequences).tolist()
     alone = [
-        sample_next(OPS, logits[i : i + 1], [sequence]).item()
+        sample_next(OPS, logits[i : i + 1].clone(), [sequence]).item()
         for i, sequence in enumerate(sequences)
     ]
     assert together == alone
@@ -105,6 +155,19 @@ def test_the_draw_is_a_function_of_seed_and_step(seed: int, step: int) -> None:
         ({"top_p": 1.1}, "top_p"),
         ({"top_k": -1}, "top_k"),
         ({"min_p": 1.1}, "min_p"),
+        ({"typical_p": 0.0}, "typical_p"),
+        ({"typical_p": 1.1}, "typical_p"),
+        ({"presence_penalty": 2.1}, "presence_penalty"),
+        ({"frequency_penalty": -2.1}, "frequency_penalty"),
+        ({"frequency_penalty": float("nan")}, "frequency_penalty"),
+        ({"logit_bias": {3: 100.5}}, "logit_bias"),
+        ({"logit_bias": {3: float("nan")}}, "logit_bias"),
+        ({"allowed_token_ids": ()}, "allowed_token_ids"),
+        ({"allowed_token_ids": (1, 2), "bad_token_ids": (2, 1)}, "allowed_token_ids"),
+        ({"max_tokens": 4, "min_tokens": 5}, "min_tokens"),
+        ({"min_tokens": -1}, "min_tokens"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"prompt_logprobs": -1}, "prompt_logprobs"),
         ({"repetition_penalty": 0.0}, "repetition_penalty"),
         ({"repetition_penalty": float("inf")}, "repetition_penalty"),
         ({"seed": 2**63}, "seed"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, get_args
 
+from qwell.runtime.checkpoint.resolve import resolve_model
 from qwell.runtime.engine_options import Device, DType, EngineOptions, Weights
 
 
@@ -55,6 +56,18 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="use the cache of ended requests again where prompts begin alike (default: on)",
+    )
+    parser.add_argument(
+        "--speculation",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="on CPUs, guess tokens ahead where that pays; answers stay the same (default: on)",
+    )
+    parser.add_argument(
+        "--draft-model",
+        metavar="MODEL",
+        help="a smaller model of the same tokenizer that guesses (default: look guesses up in "
+        "the text so far)",
     )
     parser.add_argument(
         "--gpu-memory-utilization",
@@ -131,6 +144,7 @@ def settle_device(arguments: argparse.Namespace) -> None:
 
 def engine_options(arguments: argparse.Namespace, model: str) -> EngineOptions:
     """The options as the engine takes them; `model` is a folder."""
+    draft = arguments.draft_model
     return EngineOptions(
         model=model,
         device=arguments.device,
@@ -141,6 +155,8 @@ def engine_options(arguments: argparse.Namespace, model: str) -> EngineOptions:
         max_model_len=arguments.max_model_len,
         kv_cache_tokens=arguments.kv_cache_tokens,
         prefix_cache=arguments.prefix_cache,
+        speculation=arguments.speculation,
+        draft_model=None if draft is None else str(resolve_model(draft)),
         gpu_memory_utilization=arguments.gpu_memory_utilization,
         threads=arguments.threads,
         eager=arguments.eager,

@@ -20,7 +20,7 @@ from qwell.cli.model_options import (
     settle_device,
     weight_formats,
 )
-from qwell.cli.sampling import given_sampling
+from qwell.cli.sampling import NUMBERS, given_sampling
 from qwell.runtime.engine_options import Weights
 from qwell.runtime.errors import RequestError
 
@@ -351,9 +351,10 @@ def _add_command(commands: Any, name: str, run: Any, summary: str) -> argparse.A
 
 def _add_sampling_options(parser: argparse.ArgumentParser, *, max_tokens: str) -> None:
     parser.add_argument("--max-tokens", metavar="N", type=positive, help=max_tokens)
-    parser.add_argument(
-        "--temperature", metavar="T", type=float, help="0 is greedy (default: the model's own)"
-    )
+    for name, (kind, metavar, meaning) in NUMBERS.items():
+        option = "--" + name.replace("_", "-")
+        meaning += " (default: the model's own)"
+        parser.add_argument(option, metavar=metavar, type=kind, help=meaning)
 
 
 def _whole(text: str) -> int:

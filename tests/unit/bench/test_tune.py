@@ -321,7 +321,8 @@ def test_every_load_has_calls(space: Space) -> None:
 
 
 def test_every_op_has_all_of_its_tables() -> None:
-    assert set(SPACES) == set(OP_NAMES)
+    # adjust_logits looks at a few ids: its launch is no matter of speed.
+    assert set(SPACES) == set(OP_NAMES) - {"adjust_logits"}
     for file in {space.file for space in EVERY}:
         names = {space.name for space in EVERY if space.file == file}
         assert names == set(json.loads(file.read_text()))

@@ -39,19 +39,12 @@ def _arguments(logits, seed=0, **fixed):
         return torch.rand(rows, dtype=torch.float64, generator=generator)
 
     top_ks = [0, 1, 2, 20, min(500, vocabulary), vocabulary - 1, vocabulary, vocabulary + 7]
-    seen = [
-        torch.randint(vocabulary, (n,), generator=generator)
-        for n in torch.randint(6, (rows,), generator=generator).tolist()
-    ]
-    counts = torch.tensor([0, *map(len, seen)])
     arguments = {
         "temperature": column([0.0, 0.1, 0.6, 1.0, 3.0]),
         "top_k": column(top_ks, torch.int32),
         "top_p": torch.where(uniform() < 0.4, 1.0, uniform()),
         "min_p": torch.where(uniform() < 0.6, 0.0, uniform() ** 3),
-        "repetition_penalty": column([0.8, 1.0, 1.0, 1.3]),
-        "seen_ids": torch.cat([torch.empty(0), *seen]).int(),
-        "cu_seen": counts.cumsum(0).int(),
+        "typical_p": torch.where(uniform() < 0.6, 1.0, uniform()),
         "uniform": uniform(),
     }
     for name, value in fixed.items():
@@ -101,16 +94,9 @@ def test_a_row_of_qwens_size_alone_and_among_others(threads, size):
     sample = bind(Runner(threads))
     ids = sample(logits, **arguments)
     assert torch.equal(ids, reference(logits, **arguments))
-    bounds = arguments["cu_seen"]
     for row in range(len(logits)):
-        alone = {
-            name: values[row : row + 1]
-            for name, values in arguments.items()
-            if name not in ("seen_ids", "cu_seen")
-        }
-        seen = arguments["seen_ids"][bounds[row] : bounds[row + 1]]
-        cu_seen = torch.tensor([0, len(seen)], dtype=torch.int32)
-        single = sample(logits[row : row + 1], **alone, seen_ids=seen, cu_seen=cu_seen)
+        alone = {name: values[row : row + 1] for name, values in arguments.items()}
+        single = sample(logits[row : row + 1], **alone)
         assert torch.equal(single, ids[row : row + 1])
 
 
@@ -119,7 +105,7 @@ def test_a_row_of_qwens_size_alone_and_among_others(threads, size):
 def test_cold_rows_take_the_first_maximum(isa, temperature):
     logits = _logits(4, 3000)
     logits[:, [1234, 2345]] = 20.0
-    arguments = _arguments(logits, temperature=temperature, repetition_penalty=1, uniform=0.3)
+    arguments = _arguments(logits, temperature=temperature, uniform=0.3)
     assert NATIVE[isa](logits, **arguments).tolist() == [1234] * 4
 
 
@@ -129,6 +115,7 @@ SETTINGS = [
     {"top_k": 3, "top_p": 1.0, "min_p": 0.0},
     {"top_k": 0, "top_p": 0.9, "min_p": 0.0},
     {"top_k": 0, "top_p": 1.0, "min_p": 0.1},
+    {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 0.5},
     {"top_k": 2000, "top_p": 0.5, "min_p": 0.01},
 ]
 
@@ -174,9 +161,8 @@ LOGITS = _logits(2, 8)
         (LOGITS, {"top_p": torch.ones(3).double()}, r"top_p must have shape \(2,\), got \(3,\)"),
         (LOGITS, {"top_p": torch.ones(2)}, "top_p must be torch.float64, got torch.float32"),
         (LOGITS, {"top_k": torch.ones(2).long()}, "top_k must be torch.int32, got torch.int64"),
-        (LOGITS, {"cu_seen": torch.zeros(2).int()}, r"cu_seen must have shape \(3,\)"),
         (LOGITS, {"uniform": torch.ones(4).double()[::2]}, "uniform must be contiguous"),
-        (LOGITS, {"seen_ids": torch.zeros(2, 2).int()}, r"seen_ids must have shape \(4,\)"),
+        (LOGITS, {"typical_p": torch.zeros(1, 2).double()}, r"typical_p must have shape \(2,\)"),
         (LOGITS, {"min_p": torch.ones(2).double().to("meta")}, "min_p must be on the CPU"),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -27,24 +27,20 @@ class Row:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    seen: list[int] = field(default_factory=list)
+    typical_p: float = 1.0
 
 
 def draw(sample, rows: list[Row]) -> list[int]:
     def column(name, dtype=torch.float64):
         return torch.tensor([getattr(row, name) for row in rows], dtype=dtype)
 
-    seen = [torch.tensor(row.seen, dtype=torch.int32) for row in rows]
     ids = sample(
         column("logits", torch.float32),
         column("temperature"),
         column("top_k", torch.int32),
         column("top_p"),
         column("min_p"),
-        column("repetition_penalty"),
-        torch.cat(seen),
-        torch.tensor([0, *(len(ids) for ids in seen)], dtype=torch.int32).cumsum(0).int(),
+        column("typical_p"),
         column("uniform"),
     )
     assert ids.dtype == torch.int32
@@ -92,26 +88,16 @@ CASES = {
     "min-p renormalises: 4/7 below": (Row(FOUR, uniform=0.57, min_p=0.7), 0),
     "min-p renormalises: 4/7 above": (Row(FOUR, uniform=0.58, min_p=0.7), 1),
     "min-p 1 keeps the maximum": (Row(FOUR, uniform=0.99, min_p=1.0), 0),
-    "penalty divides a positive logit": (
-        Row([2.0, 1.0], temperature=0.0, repetition_penalty=4.0, seen=[0]),
-        1,
-    ),
-    "penalty multiplies a negative logit": (
-        Row([-1.0, -1.5], temperature=0.0, repetition_penalty=2.0, seen=[0]),
-        1,
-    ),
-    "penalty counts an id once": (
-        Row([2.0, 0.9], temperature=0.0, repetition_penalty=2.0, seen=[0, 0]),
-        0,
-    ),
-    "penalty below one favours": (
-        Row([2.0, 1.5], temperature=0.0, repetition_penalty=0.5, seen=[1]),
-        1,
-    ),
-    "penalty comes before top-k": (
-        Row([2.0, 1.5, 0.0], uniform=0.99, top_k=1, repetition_penalty=2.0, seen=[0]),
-        1,
-    ),
+    # FOUR's surprises are 0.92, 1.20, 1.61 and 2.30, its entropy 1.28: ids 1, 2, 0, 3 in order.
+    "typical-p takes the nearest to the entropy": (Row(FOUR, uniform=0.99, typical_p=0.29), 1),
+    "typical-p adds the next: 3/5 below": (Row(FOUR, uniform=0.59, typical_p=0.31), 1),
+    "typical-p adds the next: 3/5 above": (Row(FOUR, uniform=0.61, typical_p=0.31), 2),
+    "typical-p may drop the most likely id": (Row(FOUR, uniform=0.0, typical_p=0.49), 1),
+    "typical-p keeps it when it is needed": (Row(FOUR, uniform=0.0, typical_p=0.51), 0),
+    "typical-p keeps what is equally near": (Row(HALVES, uniform=0.99, typical_p=0.76), 3),
+    # Of 4/7 and 3/7, entropy 0.68, the first is nearer.
+    "typical-p counts after top-k": (Row(FOUR, uniform=0.99, top_k=2, typical_p=0.5), 0),
+    "typical-p counts after min-p": (Row(FOUR, uniform=0.99, min_p=0.7, typical_p=0.5), 0),
 }
 
 
@@ -137,6 +123,7 @@ def test_rows_do_not_influence_each_other(sample):
         ({"top_k": 3}, [4 / 9, 3 / 9, 2 / 9, 0]),
         ({"top_p": 0.65}, [4 / 7, 3 / 7, 0, 0]),
         ({"min_p": 0.3}, [4 / 9, 3 / 9, 2 / 9, 0]),
+        ({"typical_p": 0.45}, [0, 3 / 5, 2 / 5, 0]),
     ],
 )
 def test_draws_follow_the_distribution(sample, settings, probabilities):

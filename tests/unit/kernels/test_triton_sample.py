@@ -11,15 +11,12 @@ from qwell.kernels.triton.sample import sample
 
 def arguments(rows):
     column = torch.ones(rows, dtype=torch.float64)
-    indices = torch.zeros(rows + 1, dtype=torch.int32)
     return {
         "temperature": column,
-        "top_k": indices[:rows],
+        "top_k": torch.zeros(rows, dtype=torch.int32),
         "top_p": column,
         "min_p": column,
-        "repetition_penalty": column,
-        "seen_ids": indices[:0],
-        "cu_seen": indices,
+        "typical_p": column,
         "uniform": column,
     }
 

@@ -14,6 +14,7 @@ from engines import greedy, start_engine
 from qwell.kernels.fused_ops import FusedOps
 from qwell.kernels.ops import OP_NAMES
 from qwell.kernels.registry import describe
+from qwell.kernels.triton.adjust_logits import adjust_logits
 from qwell.kernels.triton.attention import attention
 from qwell.kernels.triton.embedding import embedding
 from qwell.kernels.triton.linear import linear
@@ -32,6 +33,7 @@ from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.loader import load_model
 
 OPS = {
+    "adjust_logits": adjust_logits,
     "attention": attention,
     "embedding": embedding,
     "linear": linear,
