@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,11 +16,14 @@ from qwell.cli.model_options import (
     add_model_options,
     add_once,
     add_threads,
+    list_of,
     positive,
     settle_device,
     weight_formats,
+    whole,
 )
 from qwell.cli.sampling import given_sampling
+from qwell.cli.serving_options import add_bench_serve_options
 from qwell.runtime.engine_options import Weights
 from qwell.runtime.errors import RequestError
 
@@ -114,6 +117,12 @@ def _bench_model(arguments: argparse.Namespace) -> int:
     from qwell.cli.bench_model import run_model
 
     return run_model(arguments)
+
+
+def _bench_serve(arguments: argparse.Namespace) -> int:
+    from qwell.cli.bench_serve import run_serve
+
+    return run_serve(arguments)
 
 
 def _make_checkpoint(arguments: argparse.Namespace) -> int:
@@ -258,6 +267,10 @@ def _add_bench(commands: Any) -> None:
     )
     _add_bench_model(subjects)
     parser = _add_command(
+        subjects, "serve", _bench_serve, "measure a server under load, beside another"
+    )
+    add_bench_serve_options(parser)
+    parser = _add_command(
         subjects,
         "make-checkpoint",
         _make_checkpoint,
@@ -286,21 +299,21 @@ def _add_bench_model(subjects: Any) -> None:
         parser.add_argument(
             f"--{name}",
             metavar="N",
-            type=_whole,
+            type=whole,
             default=default,
             help=f"{what}, 0 for none (default: {default})",
         )
     parser.add_argument(
         "--depth",
         metavar="N,...",
-        type=_list_of(_whole),
+        type=list_of(whole),
         default=(0,),
         help="tokens in the cache before (default: 0)",
     )
     parser.add_argument(
         "--batch",
         metavar="N,...",
-        type=_list_of(positive),
+        type=list_of(positive),
         default=(1,),
         help="sequences that decode at once (default: 1)",
     )
@@ -342,23 +355,11 @@ def _add_sampling_options(parser: argparse.ArgumentParser, *, max_tokens: str) -
     )
 
 
-def _whole(text: str) -> int:
-    value = int(text) if text.isascii() and text.isdigit() else -1
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}")
-    return value
-
-
 def _window(text: str) -> int:
-    value = _whole(text)
+    value = whole(text)
     if value < MIN_WINDOW:
         raise argparse.ArgumentTypeError(f"must be at least {MIN_WINDOW}, got {text!r}")
     return value
-
-
-def _list_of(number: Callable[[str], int]) -> Callable[[str], tuple[int, ...]]:
-    """Numbers between commas."""
-    return lambda text: tuple(number(part) for part in text.split(","))
 
 
 def _program_and_model(text: str) -> tuple[Path, Path]:
