@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from qwell.runtime.checkpoint.resolve import resolve_model
 from qwell.runtime.engine import Engine
 from qwell.runtime.engine_options import Device, DType, EngineOptions, Weights
 from qwell.runtime.messages import EngineInfo, FinishReason
+from qwell.runtime.progress import Progress
 from qwell.runtime.sampling_params import SamplingParams
 from qwell.runtime.text_stream import TextStream
 from qwell.runtime.tokenizer import Tokenizer, has_tokenizer
@@ -126,6 +128,7 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         on_text: Callable[[int, str], None] | None = None,
+        progress: bool = False,
     ) -> list[Completion]:
         """Complete every prompt, in one batch as far as the cache holds them.
 
@@ -133,6 +136,7 @@ class LLM:
             prompts: texts or token ids.
             params: sampling of all prompts; None is the model's own defaults.
             on_text: called with the prompt's index and each piece of its text as it comes.
+            progress: say on stderr how far it is, tokens a second and the time that is left.
 
         Raises:
             RequestError: a prompt that cannot be served; none of them is generated then.
@@ -147,7 +151,8 @@ class LLM:
                 request_id = str(index)
                 self._engine.add(request_id, ids, params)
                 running[request_id] = _Running(ids, TextStream(self.tokenizer, params.stop))
-            return self._run(running, on_text)
+            with Progress(len(running)) if progress else nullcontext() as shown:
+                return self._run(running, params.max_tokens, on_text, shown)
         finally:
             # Also after an error or Ctrl-C: the next call starts with a clean engine.
             for request_id in running:
@@ -163,11 +168,16 @@ class LLM:
         return replace(SamplingParams(), **own)
 
     def _run(
-        self, running: dict[str, _Running], on_text: Callable[[int, str], None] | None
+        self,
+        running: dict[str, _Running],
+        max_tokens: int,
+        on_text: Callable[[int, str], None] | None,
+        progress: Progress | None,
     ) -> list[Completion]:
         while any(request.reason is None for request in running.values()):
             for output in self._engine.step():
                 request = running[output.request_id]
+                before = request.share(max_tokens)
                 request.token_ids += output.token_ids
                 piece = request.stream.push(output.token_ids)
                 request.reason = output.finish_reason
@@ -177,6 +187,9 @@ class LLM:
                 if request.reason is not None:
                     piece += request.stream.finish()
                 request.text += piece
+                if progress is not None:
+                    share = request.share(max_tokens) - before
+                    progress.advance(tokens=len(output.token_ids), requests=share)
                 if piece and on_text is not None:
                     on_text(int(output.request_id), piece)
         return [request.completion() for request in running.values()]
@@ -189,6 +202,10 @@ class _Running:
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     reason: FinishReason | None = None
+
+    def share(self, max_tokens: int) -> float:
+        """How much of it is done, as far as can be known."""
+        return 1.0 if self.reason is not None else len(self.token_ids) / max(max_tokens, 1)
 
     def completion(self) -> Completion:
         assert self.reason is not None, "only finished requests are returned"

@@ -269,19 +269,8 @@ def test_two_servers_take_turns(tmp_path: Path, capsys: pytest.CaptureFixture[st
     results, picture = tmp_path / "results.json", tmp_path / "picture.png"
     options = ["--url", STUB, "--compare", STUB, "--runs", "2", "--rate", "50,100"]
 
-    status = main(
-        [
-            "bench",
-            "serve",
-            *options,
-            "--requests",
-            "4",
-            "--json",
-            str(results),
-            "--plot",
-            str(picture),
-        ]
-    )
+    files = ["--json", str(results), "--plot", str(picture)]
+    status = main(["bench", "serve", *options, "--requests", "4", *files])
 
     assert status == 0
     report = json.loads(results.read_text())
