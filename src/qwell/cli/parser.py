@@ -23,7 +23,7 @@ from qwell.cli.model_options import (
     whole,
 )
 from qwell.cli.sampling import given_sampling
-from qwell.cli.serving_options import add_bench_serve_options
+from qwell.cli.serving_options import add_batch_options, add_bench_serve_options
 from qwell.runtime.engine_options import Weights
 from qwell.runtime.errors import RequestError
 
@@ -43,6 +43,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         _add_serve,
         _add_generate,
         _add_chat,
+        _add_batch,
         _add_pack,
         _add_demo_model,
         _add_quality,
@@ -78,6 +79,12 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 def _chat(arguments: argparse.Namespace) -> int:
     from qwell.cli.chat import run
+
+    return run(arguments)
+
+
+def _batch(arguments: argparse.Namespace) -> int:
+    from qwell.cli.batch import run
 
     return run(arguments)
 
@@ -181,6 +188,11 @@ def _add_chat(commands: Any) -> None:
     add_model_options(parser)
     parser.add_argument("--system", metavar="TEXT", help="system message of the conversation")
     _add_sampling_options(parser, max_tokens="most tokens of one answer (default: 2048)")
+
+
+def _add_batch(commands: Any) -> None:
+    summary = "answer the requests of a file, in OpenAI's batch format; goes on where it stopped"
+    add_batch_options(_add_command(commands, "batch", _batch, summary))
 
 
 def _add_pack(commands: Any) -> None:

@@ -7,6 +7,17 @@ import argparse
 from qwell.cli.model_options import add_model_options, list_of, positive, whole
 
 
+def add_batch_options(parser: argparse.ArgumentParser) -> None:
+    """Those of `qwell batch`."""
+    parser.add_argument(
+        "input", metavar="IN.jsonl", help="a request a line: custom_id, method, url, body"
+    )
+    parser.add_argument(
+        "output", metavar="OUT.jsonl", help="a result a line; lines that have theirs are left out"
+    )
+    add_model_options(parser)
+
+
 def add_bench_serve_options(parser: argparse.ArgumentParser) -> None:
     """Those of `qwell bench serve`."""
     parser.add_argument(
