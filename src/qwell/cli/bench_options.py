@@ -1,21 +1,82 @@
-"""Options of what measures a server and of what works like one."""
+"""Options of the measurements that have many."""
 
 from __future__ import annotations
 
 import argparse
+import shlex
+from pathlib import Path
+from typing import get_args
 
-from qwell.cli.model_options import add_model_options, list_of, positive, whole
+from qwell.cli.model_options import (
+    add_kernel,
+    add_kv_cache_dtype,
+    add_model,
+    add_model_options,
+    add_threads,
+    list_of,
+    positive,
+    weight_formats,
+    whole,
+)
+from qwell.runtime.engine_options import Weights
 
 
-def add_batch_options(parser: argparse.ArgumentParser) -> None:
-    """Those of `qwell batch`."""
+def add_bench_model_options(parser: argparse.ArgumentParser) -> None:
+    """Those of `qwell bench model`."""
+    add_model(parser)
     parser.add_argument(
-        "input", metavar="IN.jsonl", help="a request a line: custom_id, method, url, body"
+        "--weights",
+        metavar="FORMAT,...",
+        type=weight_formats,
+        default=("auto",),
+        help=f"formats to measure, of {', '.join(get_args(Weights))} (default: auto)",
+    )
+    for name, default, what in (
+        ("prefill", 512, "tokens of a prompt"),
+        ("decode", 64, "tokens that each sequence decodes"),
+    ):
+        parser.add_argument(
+            f"--{name}",
+            metavar="N",
+            type=whole,
+            default=default,
+            help=f"{what}, 0 for none (default: {default})",
+        )
+    parser.add_argument(
+        "--depth",
+        metavar="N,...",
+        type=list_of(whole),
+        default=(0,),
+        help="tokens in the cache before (default: 0)",
     )
     parser.add_argument(
-        "output", metavar="OUT.jsonl", help="a result a line; lines that have theirs are left out"
+        "--batch",
+        metavar="N,...",
+        type=list_of(positive),
+        default=(1,),
+        help="sequences that decode at once (default: 1)",
     )
-    add_model_options(parser)
+    add_threads(parser)
+    add_kv_cache_dtype(parser)
+    parser.add_argument(
+        "--runs", metavar="N", type=positive, default=5, help="of each measurement (default: 5)"
+    )
+    parser.add_argument("--eager", action="store_true", help="run every step op by op")
+    add_kernel(parser)
+    parser.add_argument(
+        "--compare",
+        metavar="LLAMA_BENCH,GGUF",
+        type=_program_and_model,
+        help="take turns with llama-bench of llama.cpp or ik_llama.cpp and this model",
+    )
+    parser.add_argument(
+        "--compare-args",
+        metavar="ARGS",
+        type=shlex.split,
+        default=[],
+        help='more arguments for llama-bench, as --compare-args="-rtr 1"',
+    )
+    parser.add_argument("--json", metavar="FILE", help="write every measurement to this file")
 
 
 def add_bench_serve_options(parser: argparse.ArgumentParser) -> None:
@@ -105,6 +166,31 @@ def add_bench_serve_options(parser: argparse.ArgumentParser) -> None:
         "--plot", metavar="FILE", help="draw latency against load, as PNG, SVG or PDF"
     )
     add_model_options(parser)
+
+
+def add_bench_soak_options(parser: argparse.ArgumentParser) -> None:
+    """Those of `qwell bench soak`."""
+    parser.add_argument(
+        "--minutes",
+        metavar="N",
+        type=_positive_number,
+        default=30.0,
+        help="how long (default: 30)",
+    )
+    parser.add_argument(
+        "--clients", metavar="N", type=positive, default=8, help="at once (default: 8)"
+    )
+    parser.add_argument(
+        "--seed", metavar="N", type=whole, default=0, help="of what they ask (default: 0)"
+    )
+    add_model_options(parser)
+
+
+def _program_and_model(text: str) -> tuple[Path, Path]:
+    program, comma, model = text.partition(",")
+    if not (program and comma and model):
+        raise argparse.ArgumentTypeError(f"must be LLAMA_BENCH,GGUF, got {text!r}")
+    return Path(program), Path(model)
 
 
 def _positive_number(text: str) -> float:
