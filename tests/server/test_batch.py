@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +23,7 @@ from qwell.cli import main
 from qwell.cli.batch import run_batch
 from qwell.cli.batch_files import BatchError, BatchLineError, BatchOutput, result_of
 from qwell.runtime.engine_options import EngineOptions
+from qwell.server.offline import OfflineAnswer, OfflineApi
 
 RUN = """
 import sys
@@ -215,6 +217,24 @@ def test_a_line_that_ends_the_engine_takes_no_other_with_it(files: Files) -> Non
     (failed,) = [result for result in files.results() if result["custom_id"] == "crash"]
     assert failed["response"]["status_code"] == 503
     assert failed["response"]["body"]["error"]["code"] == "engine_unavailable"
+
+
+def test_a_full_queue_is_waited_for(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: Counter[bytes] = Counter()
+
+    async def post(_: OfflineApi, path: str, body: bytes) -> OfflineAnswer:
+        asked[body] += 1
+        assert path == COMPLETIONS
+        full = asked[body] < 3
+        return OfflineAnswer(429 if full else 200, "id", b'{"error":{}}' if full else b"{}")
+
+    monkeypatch.setattr(OfflineApi, "post", post)
+    monkeypatch.setattr("qwell.cli.batch._RETRY_S", 0.001)
+    files.write([completion(name, name) for name in "abc"])
+
+    assert files.run() == 0
+    assert list(asked.values()) == [3, 3, 3]
+    assert [result["response"]["status_code"] for result in files.results()] == [200] * 3
 
 
 @pytest.mark.parametrize(
