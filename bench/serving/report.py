@@ -8,7 +8,6 @@ import msgspec
 
 from qwell.bench.machine import cpu_name
 from qwell.bench.serving.load import Load
-from qwell.bench.serving.memory import Memory
 from qwell.bench.serving.results import Figures, Limits, Percentiles, Ratios, Run
 from qwell.bench.serving.run import Plan
 from qwell.bench.serving.servers import Server
@@ -25,6 +24,7 @@ _HEADING = (
     "ITL ms",
     "longest gap ms",
     "E2E ms",
+    "client CPU",
 )
 _RATIO_HEADING = ("load", "tok/s", "TTFT p50", "ITL p50", "E2E p50")
 _MEMORY_HEADING = (
@@ -41,23 +41,29 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     """A load on each server, of all runs together, with the runs themselves.
 
     Attributes:
-        figures: by server.
+        figures, runs: by server.
         ratios: the first server's to the second's; None of one server.
     """
 
     load: Load
     figures: dict[str, Figures]
     ratios: Ratios | None
-    runs: list[Run]
+    runs: dict[str, list[Run]]
+
+    @classmethod
+    def of(cls, load: Load, runs: dict[str, list[Run]], limits: Limits) -> LoadReport:
+        """Of the runs of each server; they alternated."""
+        ratios = None
+        if len(runs) == 2:
+            pairs = zip(*runs.values(), strict=True)
+            ratios = Ratios.of([(_figures([a], limits), _figures([b], limits)) for a, b in pairs])
+        figures = {name: _figures(of_server, limits) for name, of_server in runs.items()}
+        return cls(load=load, figures=figures, ratios=ratios, runs=runs)
 
     @property
-    def memory(self) -> dict[str, list[Memory]]:
-        """By server, of the runs that tell."""
-        found: dict[str, list[Memory]] = {}
-        for run in self.runs:
-            if run.memory is not None:
-                found.setdefault(run.server, []).append(run.memory)
-        return found
+    def turns(self) -> int:
+        """Of a conversation, as far as any came."""
+        return max(len(figures.first_token_by_turn) for figures in self.figures.values())
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,70 +87,42 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             plan=plan,
             limits=limits,
             loads=[
-                _load_report(load, names, limits, [run for run in runs if run.load == load])
+                LoadReport.of(load, {name: _of(runs, name, load) for name in names}, limits)
                 for load in plan.loads
             ],
         )
 
     def text(self) -> str:
         """Tables: percentiles are p50 / p90 / p99."""
-        rows = [
-            _cells(report.load, name, figures)
-            for report in self.loads
-            for name, figures in report.figures.items()
-        ]
-        turns = max(
-            len(row.first_token_by_turn) for report in self.loads for row in report.figures.values()
-        )
-        turn_rows = [
-            (str(report.load), name, *map(_milliseconds, figures.first_token_by_turn))
-            for report in self.loads
-            for name, figures in report.figures.items()
-            if turns > 1 and len(figures.first_token_by_turn) == turns
-        ]
-        ratio_rows = [
-            (str(report.load), *_ratio_cells(report.ratios))
-            for report in self.loads
-            if report.ratios is not None
-        ]
-        memory_rows = [
-            (str(report.load), name, *_memory_cells(seen))
-            for report in self.loads
-            for name, seen in report.memory.items()
-        ]
+        turns = max(report.turns for report in self.loads)
+        names = [f"TTFT {{}}turn {turn + 1}" for turn in range(turns)] if turns > 1 else []
         lines = [
-            *aligned(_HEADING, rows)[1:],
-            *self._errors(),
+            *aligned(_HEADING, [_cells(*row) for row in self._rows()])[1:],
+            *(line for row in self._rows() for line in _error_line(*row)),
             *aligned(
-                ("load", "server", *(f"TTFT ms, turn {n + 1}" for n in range(turns))), turn_rows
+                ("load", "server", *(name.format("ms, ") for name in names)),
+                [_turn_cells(*row, turns) for row in self._rows() if turns > 1],
             ),
-            *aligned(_RATIO_HEADING, ratio_rows),
-            *aligned(_MEMORY_HEADING, memory_rows),
+            *aligned(
+                (*_RATIO_HEADING, *(name.format("p50, ") for name in names)),
+                [
+                    (str(report.load), *_ratio_cells(report.ratios, len(names)))
+                    for report in self.loads
+                    if report.ratios is not None
+                ],
+            ),
+            *aligned(
+                _MEMORY_HEADING, [cells for row in self._rows() for cells in _memory_cells(*row)]
+            ),
         ]
         return "\n".join(lines)
 
-    def _errors(self) -> list[str]:
-        return [
-            f"{report.load}, {name}: "
-            + ", ".join(f"{n} x {kind}" for kind, n in figures.errors.items())
-            for report in self.loads
-            for name, figures in report.figures.items()
-            if figures.errors
-        ]
+    def _rows(self) -> list[tuple[LoadReport, str]]:
+        return [(report, name) for report in self.loads for name in report.figures]
 
 
-def _load_report(load: Load, names: Sequence[str], limits: Limits, runs: list[Run]) -> LoadReport:
-    by_server = {name: [run for run in runs if run.server == name] for name in names}
-    ratios = None
-    if len(names) == 2:
-        pairs = zip(*(by_server[name] for name in names), strict=True)
-        ratios = Ratios.of([(_figures([a], limits), _figures([b], limits)) for a, b in pairs])
-    return LoadReport(
-        load=load,
-        figures={name: _figures(of_server, limits) for name, of_server in by_server.items()},
-        ratios=ratios,
-        runs=runs,
-    )
+def _of(runs: Sequence[Run], server: str, load: Load) -> list[Run]:
+    return [run for run in runs if run.server == server and run.load == load]
 
 
 def _figures(runs: Sequence[Run], limits: Limits) -> Figures:
@@ -152,9 +130,10 @@ def _figures(runs: Sequence[Run], limits: Limits) -> Figures:
     return Figures.of(outcomes, sum(run.seconds for run in runs), limits)
 
 
-def _cells(load: Load, server: str, figures: Figures) -> tuple[str, ...]:
+def _cells(report: LoadReport, server: str) -> tuple[str, ...]:
+    figures, runs = report.figures[server], report.runs[server]
     return (
-        str(load),
+        str(report.load),
         server,
         f"{figures.succeeded} of {figures.requests}",
         f"{figures.request_rate:.2f}",
@@ -164,7 +143,19 @@ def _cells(load: Load, server: str, figures: Figures) -> tuple[str, ...]:
         _milliseconds(figures.between_tokens),
         _milliseconds(figures.longest_gap),
         _milliseconds(figures.total),
+        f"{sum(run.client_seconds for run in runs) / sum(run.seconds for run in runs):.0%}",
     )
+
+
+def _error_line(report: LoadReport, server: str) -> list[str]:
+    errors = report.figures[server].errors
+    kinds = ", ".join(f"{count} x {kind}" for kind, count in errors.items())
+    return [f"{report.load}, {server}: {kinds}"] if errors else []
+
+
+def _turn_cells(report: LoadReport, server: str, turns: int) -> list[str]:
+    cells = [_milliseconds(turn) for turn in report.figures[server].first_token_by_turn]
+    return [str(report.load), server, *_filled(cells, turns)]
 
 
 def _milliseconds(seconds: Percentiles | None) -> str:
@@ -173,23 +164,31 @@ def _milliseconds(seconds: Percentiles | None) -> str:
     return " / ".join(f"{1e3 * value:.0f}" for value in (seconds.p50, seconds.p90, seconds.p99))
 
 
-def _ratio_cells(ratios: Ratios) -> list[str]:
-    spreads = (
+def _ratio_cells(ratios: Ratios, turns: int) -> list[str]:
+    whole = [
         ratios.output_tokens_per_second,
         ratios.first_token,
         ratios.between_tokens,
         ratios.total,
-    )
-    return [NONE if spread is None else spread.text(2) for spread in spreads]
-
-
-def _memory_cells(seen: Sequence[Memory]) -> list[str]:
-    return [
-        f"{most / 1e6:.0f}"
-        for most in (
-            max(memory.start.resident for memory in seen),
-            max(memory.start.anonymous for memory in seen),
-            max(memory.highest.resident for memory in seen),
-            max(memory.highest.anonymous for memory in seen),
-        )
     ]
+    by_turn = ratios.first_token_by_turn[:turns]
+    cells = [NONE if spread is None else spread.text(2) for spread in (*whole, *by_turn)]
+    return _filled(cells, len(whole) + turns)
+
+
+def _filled(cells: list[str], count: int) -> list[str]:
+    return [*cells, *[NONE] * (count - len(cells))]
+
+
+def _memory_cells(report: LoadReport, server: str) -> list[tuple[str, ...]]:
+    """The most of all runs; nothing of a server that was not started for them."""
+    seen = [run.memory for run in report.runs[server] if run.memory is not None]
+    if not seen:
+        return []
+    amounts = (
+        max(memory.start.resident for memory in seen),
+        max(memory.start.anonymous for memory in seen),
+        max(memory.highest.resident for memory in seen),
+        max(memory.highest.anonymous for memory in seen),
+    )
+    return [(str(report.load), server, *(f"{amount / 1e6:.0f}" for amount in amounts))]

@@ -109,12 +109,14 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         server: its name in the report.
         seconds: from the first request to the end of the last answer.
+        client_seconds: of a processor, that the clients took meanwhile.
         memory: of a server that was started for the run; None of others.
     """
 
     server: str
     load: Load
     seconds: float
+    client_seconds: float
     outcomes: list[Outcome]
     memory: Memory | None = None
 
@@ -127,6 +129,7 @@ class Ratios(msgspec.Struct, frozen=True, kw_only=True):
     first_token: Spread | None
     between_tokens: Spread | None
     total: Spread | None
+    first_token_by_turn: list[Spread | None]
 
     @classmethod
     def of(cls, pairs: Sequence[tuple[Figures, Figures]]) -> Ratios:
@@ -139,7 +142,18 @@ class Ratios(msgspec.Struct, frozen=True, kw_only=True):
                 [(_p50(a.between_tokens), _p50(b.between_tokens)) for a, b in pairs]
             ),
             total=_spread([(_p50(a.total), _p50(b.total)) for a, b in pairs]),
+            first_token_by_turn=[
+                _spread([(_p50(ours), _p50(theirs)) for ours, theirs in turn])
+                for turn in zip(*map(_by_turn, pairs), strict=False)
+            ],
         )
+
+
+def _by_turn(
+    pair: tuple[Figures, Figures],
+) -> list[tuple[Percentiles | None, Percentiles | None]]:
+    ours, theirs = pair
+    return list(zip(ours.first_token_by_turn, theirs.first_token_by_turn, strict=False))
 
 
 def _p50(percentiles: Percentiles | None) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
@@ -51,11 +52,19 @@ async def _measure(server: Server, running: Running, plan: Plan, load: Load, whi
     seed = f"{plan.seed} {which}"
     asked = conversations(plan.dataset, plan.lengths, plan.requests, seed)
     client = await connect(running.address, plan.endpoint)
+    taken = time.process_time()
     if running.pid is None:
         outcomes, seconds = await run_load(client, load, asked, seed)
-        return Run(server=server.name, load=load, seconds=seconds, outcomes=outcomes)
-    async with MemoryWatch(running.pid) as watch:
-        outcomes, seconds = await run_load(client, load, asked, seed)
+        memory = None
+    else:
+        async with MemoryWatch(running.pid) as watch:
+            outcomes, seconds = await run_load(client, load, asked, seed)
+        memory = watch.memory
     return Run(
-        server=server.name, load=load, seconds=seconds, outcomes=outcomes, memory=watch.memory
+        server=server.name,
+        load=load,
+        seconds=seconds,
+        client_seconds=time.process_time() - taken,
+        outcomes=outcomes,
+        memory=memory,
     )

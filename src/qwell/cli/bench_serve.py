@@ -14,7 +14,7 @@ from qwell.bench.serving.prompts import Lengths
 from qwell.bench.serving.report import Report
 from qwell.bench.serving.results import Limits, Run
 from qwell.bench.serving.run import Plan, measure
-from qwell.bench.serving.servers import Server, named_server, qwell_server
+from qwell.bench.serving.servers import Server, StartedServer, named_server, qwell_server
 from qwell.cli.model_options import engine_options
 from qwell.runtime.checkpoint.resolve import resolve_model
 from qwell.runtime.demo_model import DEMO_MODEL_NAME
@@ -43,6 +43,12 @@ def run_serve(arguments: argparse.Namespace) -> int:
     return 0 if any(outcome.error is None for run in runs for outcome in run.outcomes) else 1
 
 
+def own_server(arguments: argparse.Namespace) -> StartedServer:
+    """qwell with the model options that were given."""
+    engine = engine_options(arguments, str(resolve_model(arguments.model)))
+    return qwell_server(ServeOptions(engine=engine, model_name=arguments.model or DEMO_MODEL_NAME))
+
+
 async def _measure(servers: list[Server], plan: Plan) -> list[Run]:
     return [run async for run in measure(servers, plan)]
 
@@ -53,10 +59,7 @@ def _servers(arguments: argparse.Namespace) -> list[Server]:
     if arguments.url is not None:
         first: Server = named_server("server", arguments.url)
     else:
-        engine = engine_options(arguments, str(resolve_model(arguments.model)))
-        first = qwell_server(
-            ServeOptions(engine=engine, model_name=arguments.model or DEMO_MODEL_NAME)
-        )
+        first = own_server(arguments)
     return (
         [first] if arguments.compare is None else [first, named_server("peer", arguments.compare)]
     )

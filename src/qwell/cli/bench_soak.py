@@ -5,12 +5,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 
-from qwell.bench.serving.servers import StartedServer, qwell_server
+from qwell.bench.serving.servers import StartedServer
 from qwell.bench.serving.soak import Soak, soak
-from qwell.cli.model_options import engine_options
-from qwell.runtime.checkpoint.resolve import resolve_model
-from qwell.runtime.demo_model import DEMO_MODEL_NAME
-from qwell.server.options import ServeOptions
+from qwell.cli.bench_serve import own_server
 
 _SHOWN_FAULTS = 10
 _CACHE_TOKENS = 2048
@@ -21,10 +18,7 @@ def run_soak(arguments: argparse.Namespace) -> int:
     if arguments.kv_cache_tokens is None:
         # A pool that is soon used to its last block: what grows after that is no cache.
         arguments.kv_cache_tokens = _CACHE_TOKENS
-    engine = engine_options(arguments, str(resolve_model(arguments.model)))
-    name = arguments.model or DEMO_MODEL_NAME
-    server = qwell_server(ServeOptions(engine=engine, model_name=name))
-    result = asyncio.run(_soak(server, arguments))
+    result = asyncio.run(_soak(own_server(arguments), arguments))
     for fault in result.faults[:_SHOWN_FAULTS]:
         print(f"fault: {fault}")
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(result.requests.items()))

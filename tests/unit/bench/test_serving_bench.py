@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
+import re
 import shlex
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,8 @@ from qwell.bench.serving.load import Load, run_load
 from qwell.bench.serving.memory import memory_of
 from qwell.bench.serving.prompts import Lengths, Turn, conversations
 from qwell.bench.serving.results import Figures, Limits, Percentiles
+from qwell.bench.serving.run import Plan, measure
+from qwell.bench.serving.servers import Running, StartedServer
 from qwell.cli import main
 
 STUB = f"{shlex.quote(sys.executable)} {shlex.quote(openai_stub.__file__)} {{port}}"
@@ -276,13 +281,55 @@ def test_two_servers_take_turns(tmp_path: Path, capsys: pytest.CaptureFixture[st
     report = json.loads(results.read_text())
     for load, rate in zip(report["loads"], (50.0, 100.0), strict=True):
         assert load["load"]["rate"] == rate
-        assert [run["server"] for run in load["runs"]] == ["server", "peer"] * 2
-        assert all(run["memory"]["start"]["resident"] > 1 << 20 for run in load["runs"])
+        for server in ("server", "peer"):
+            runs = load["runs"][server]
+            assert [len(run["outcomes"]) for run in runs] == [4, 4]
+            assert all(run["memory"]["start"]["resident"] > 1 << 20 for run in runs)
         assert load["figures"]["peer"]["succeeded"] == 8
         ratio = load["ratios"]["output_tokens_per_second"]
         assert 0 < ratio["least"] <= ratio["median"] <= ratio["most"]
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "100 requests/s  peer    8 of 8" in capsys.readouterr().out
+
+
+def test_turns_are_those_of_one_server_after_the_other() -> None:
+    log: list[str] = []
+
+    class Logged(StartedServer):
+        @contextlib.asynccontextmanager
+        async def run(self) -> AsyncIterator[Running]:
+            async with super().run() as running:
+                log.append(f"{self.name} starts")
+                yield running
+            log.append(f"{self.name} ends")
+
+    async def run() -> list[tuple[str, Load]]:
+        servers = [Logged(name, tuple(shlex.split(STUB))) for name in "ab"]
+        loads = (Load(clients=1), Load(clients=2))
+        plan = Plan("random", Lengths(), "completions", loads, requests=1, runs=2, seed=0)
+        return [(run.server, run.load) async for run in measure(servers, plan)]
+
+    order = asyncio.run(run())
+
+    assert [server for server, _ in order] == ["a", "a", "b", "b"] * 2
+    assert [load.clients for _, load in order] == [1, 2] * 4
+    assert log == ["a starts", "a ends", "b starts", "b ends"] * 2
+
+
+def test_tables_of_conversations(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--dataset", "chat", "--turns", "2", "--endpoint", "completions"]
+    servers = ["--url", STUB, "--compare", STUB]
+    assert main(["bench", "serve", *servers, "--requests", "2", *options]) == 0
+
+    tables = [table.splitlines() for table in capsys.readouterr().out.split("\n\n")]
+    headings = [re.split("  +", table[0]) for table in tables]
+    assert headings[0][-1] == "client CPU"
+    assert headings[1] == ["load", "server", "TTFT ms, turn 1", "TTFT ms, turn 2"]
+    assert headings[2][-2:] == ["TTFT p50, turn 1", "TTFT p50, turn 2"]
+    assert headings[3][2] == "start: resident MB"
+    for table, heading in zip(tables, headings, strict=True):
+        for row in table[1:]:
+            assert len(re.split("  +", row)) == len(heading)
 
 
 def test_a_plot_without_matplotlib(
