@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from qwell.runtime.checkpoint.resolve import resolve_model
 from qwell.runtime.engine import Engine
 from qwell.runtime.engine_options import Device, DType, EngineOptions, Weights
 from qwell.runtime.messages import EngineInfo, FinishReason, TokenLogprob, TokenOutput
+from qwell.runtime.progress import Progress
 from qwell.runtime.sampling_params import SamplingParams
 from qwell.runtime.text_stream import TextStream
 from qwell.runtime.tokenizer import Tokenizer, has_tokenizer
@@ -141,6 +143,7 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         on_text: Callable[[int, str], None] | None = None,
+        progress: bool = False,
     ) -> list[Completion]:
         """Complete every prompt, in one batch as far as the cache holds them.
 
@@ -148,6 +151,7 @@ class LLM:
             prompts: texts or token ids.
             params: sampling of all prompts; None is the model's own defaults.
             on_text: called with the prompt's index and each piece of its text as it comes.
+            progress: say on stderr how far it is, tokens a second and the time that is left.
 
         Raises:
             RequestError: a prompt that cannot be served; none of them is generated then.
@@ -168,7 +172,8 @@ class LLM:
                     logprobs=None if params.logprobs is None else [],
                     prompt_logprobs=None if params.prompt_logprobs is None else [None],
                 )
-            return self._run(running, on_text)
+            with Progress(len(running)) if progress else nullcontext() as shown:
+                return self._run(running, params.max_tokens, on_text, shown)
         finally:
             # Also after an error or Ctrl-C: the next call starts with a clean engine.
             for request_id in running:
@@ -184,13 +189,17 @@ class LLM:
         return replace(SamplingParams(), **own)
 
     def _run(
-        self, running: dict[str, _Running], on_text: Callable[[int, str], None] | None
+        self,
+        running: dict[str, _Running],
+        max_tokens: int,
+        on_text: Callable[[int, str], None] | None,
+        progress: Progress | None,
     ) -> list[Completion]:
         while any(request.reason is None for request in running.values()):
             for output in self._engine.step():
                 request = running[output.request_id]
-                request.take(output)
-                piece = request.stream.push(output.token_ids)
+                before = request.share(max_tokens)
+                piece = request.take(output)
                 request.reason = output.finish_reason
                 if request.stream.stopped:
                     self._engine.abort(output.request_id)
@@ -198,6 +207,9 @@ class LLM:
                 if request.reason is not None:
                     piece += request.stream.finish()
                 request.text += piece
+                if progress is not None:
+                    share = request.share(max_tokens) - before
+                    progress.advance(tokens=len(output.token_ids), requests=share)
                 if piece and on_text is not None:
                     on_text(int(output.request_id), piece)
         return [request.completion() for request in running.values()]
@@ -213,12 +225,23 @@ class _Running:
     logprobs: list[TokenLogprob] | None = None
     prompt_logprobs: list[TokenLogprob | None] | None = None
 
-    def take(self, output: TokenOutput) -> None:
-        self.token_ids += output.token_ids
+    def take(self, output: TokenOutput) -> str:
+        """Go on by what the engine says; the text that can be shown now."""
+        piece = ""
+        for token_id in output.token_ids:
+            # Tokens that came along with the one that ends a stop string are not part of it.
+            if not self.stream.stopped:
+                self.token_ids.append(token_id)
+                piece += self.stream.push([token_id])
         if self.logprobs is not None and output.logprobs is not None:
             self.logprobs += output.logprobs.tokens()
         if self.prompt_logprobs is not None and output.prompt_logprobs is not None:
             self.prompt_logprobs += output.prompt_logprobs.tokens()
+        return piece
+
+    def share(self, max_tokens: int) -> float:
+        """How much of it is done, as far as can be known."""
+        return 1.0 if self.reason is not None else len(self.token_ids) / max(max_tokens, 1)
 
     def completion(self) -> Completion:
         assert self.reason is not None, "only finished requests are returned"

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 
 import msgspec
 import torch
 
+from qwell.bench.machine import cpu_name
 from qwell.bench.model.cases import Case
 from qwell.bench.model.peer import Peer
-from qwell.bench.model.results import CaseResult, Figures, Spread, WeightsResult
+from qwell.bench.model.results import CaseResult, Figures, WeightsResult
 from qwell.bench.text_table import NONE, aligned
 from qwell.kernels.native.runner import ISAS
 from qwell.runtime.engine_options import EngineOptions
@@ -105,39 +104,22 @@ def weights_table(result: WeightsResult) -> str:
     return "\n".join(lines)
 
 
-def cpu_name() -> str:
-    """As Linux tells it; elsewhere what Python knows."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
-
-
 def _cells(result: CaseResult) -> tuple[str, ...]:
     figures = result.figures()
     resident = figures.resident_bytes
     peer = figures.peer_tokens_per_second
     return (
         _name(result.case),
-        _spread(figures.tokens_per_second, 1),
+        figures.tokens_per_second.text(1),
         f"{figures.bytes_per_token / 1e6:.1f}",
         f"{figures.bandwidth_share:.0%}",
         f"{figures.flops_share:.0%}",
         NONE if resident is None else f"{resident / 1e6:.0f}",
-        result.peer_refusal or NONE if peer is None else _spread(peer, 1),
-        NONE if figures.ratio is None else _spread(figures.ratio, 2),
+        result.peer_refusal or NONE if peer is None else peer.text(1),
+        NONE if figures.ratio is None else figures.ratio.text(2),
     )
 
 
 def _name(case: Case) -> str:
     sequences = f" x {case.batch}" if case.batch > 1 else ""
     return f"{case.phase} {case.tokens}{sequences} at {case.depth}"
-
-
-def _spread(spread: Spread, digits: int) -> str:
-    least, median, most = (
-        f"{value:.{digits}f}" for value in (spread.least, spread.median, spread.most)
-    )
-    return f"{median} ({least}-{most})"

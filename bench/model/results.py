@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
 
 import msgspec
 
 from qwell.bench.model.cases import Case
 from qwell.bench.model.messages import Lap, Started
+from qwell.bench.spread import Spread
 from qwell.bench.work import Ceilings
-
-
-class Spread(msgspec.Struct, frozen=True):
-    """Of several measurements of one thing."""
-
-    median: float
-    least: float
-    most: float
-
-    @classmethod
-    def of(cls, values: Iterable[float]) -> Spread:
-        """Of at least one value."""
-        values = list(values)
-        return cls(statistics.median(values), min(values), max(values))
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,7 +19,7 @@ from qwell import __version__
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Start = Callable[..., "subprocess.Popen[str]"]
 
-COMMANDS = ["serve", "generate", "chat", "pack", "demo-model"]
+COMMANDS = ["serve", "generate", "chat", "batch", "pack", "demo-model"]
 CAPITAL = "What is the capital of France?"
 CAPITAL_ANSWER = "The capital of France is Paris."
 # Long enough that a signal reaches the process before the last token does.

@@ -55,6 +55,13 @@ def test_the_text_is_that_of_the_ids_and_comes_in_pieces(llm: LLM) -> None:
         assert completion.finish_reason == ("stop" if ended else "length")
 
 
+def test_progress_is_said_on_stderr_if_wanted(llm: LLM, capsys: pytest.CaptureFixture[str]) -> None:
+    quiet = llm.generate(PROMPTS, GREEDY)
+    assert capsys.readouterr().err == ""
+    assert llm.generate(PROMPTS, GREEDY, progress=True) == quiet
+    assert capsys.readouterr().err.startswith("100% of 3 requests")
+
+
 def test_a_stop_string_ends_the_text_before_it(llm: LLM) -> None:
     (whole,) = llm.generate(PROMPTS[:1], GREEDY)
     stop = whole.text[3:5]

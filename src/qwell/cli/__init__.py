@@ -1,4 +1,4 @@
-"""The command line: `qwell serve | generate | chat | pack | demo-model | quality | bench`."""
+"""The command line: `qwell serve | generate | chat | batch | pack | ...`."""
 
 from __future__ import annotations
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, get_args
+from collections.abc import Callable
+from typing import Any, TypeVar, get_args
 
 from qwell.runtime.checkpoint.resolve import resolve_model
 from qwell.runtime.engine_options import Device, DType, EngineOptions, Weights
+
+T = TypeVar("T")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -193,6 +196,19 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
     return value
+
+
+def whole(text: str) -> int:
+    """An option's whole number, 0 included."""
+    value = int(text) if text.isascii() and text.isdigit() else -1
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}")
+    return value
+
+
+def list_of(number: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
+    """An option's numbers between commas."""
+    return lambda text: tuple(number(part) for part in text.split(","))
 
 
 def weight_formats(text: str) -> tuple[Weights, ...]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import shlex
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, get_args
 
 from qwell import __version__
+from qwell.cli.bench_options import (
+    add_bench_model_options,
+    add_bench_serve_options,
+    add_bench_soak_options,
+)
 from qwell.cli.model_options import (
-    add_kernel,
     add_kv_cache_dtype,
     add_model,
     add_model_options,
@@ -19,6 +21,7 @@ from qwell.cli.model_options import (
     positive,
     settle_device,
     weight_formats,
+    whole,
 )
 from qwell.cli.sampling import NUMBERS, given_sampling
 from qwell.runtime.engine_options import Weights
@@ -40,6 +43,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         _add_serve,
         _add_generate,
         _add_chat,
+        _add_batch,
         _add_pack,
         _add_demo_model,
         _add_quality,
@@ -79,6 +83,12 @@ def _chat(arguments: argparse.Namespace) -> int:
     return run(arguments)
 
 
+def _batch(arguments: argparse.Namespace) -> int:
+    from qwell.cli.batch import run
+
+    return run(arguments)
+
+
 def _pack(arguments: argparse.Namespace) -> int:
     from qwell.cli.pack import run
 
@@ -114,6 +124,18 @@ def _bench_model(arguments: argparse.Namespace) -> int:
     from qwell.cli.bench_model import run_model
 
     return run_model(arguments)
+
+
+def _bench_serve(arguments: argparse.Namespace) -> int:
+    from qwell.cli.bench_serve import run_serve
+
+    return run_serve(arguments)
+
+
+def _bench_soak(arguments: argparse.Namespace) -> int:
+    from qwell.cli.bench_soak import run_soak
+
+    return run_soak(arguments)
 
 
 def _make_checkpoint(arguments: argparse.Namespace) -> int:
@@ -186,6 +208,18 @@ def _add_chat(commands: Any) -> None:
     add_model_options(parser)
     parser.add_argument("--system", metavar="TEXT", help="system message of the conversation")
     _add_sampling_options(parser, max_tokens="most tokens of one answer (default: 2048)")
+
+
+def _add_batch(commands: Any) -> None:
+    summary = "answer the requests of a file, in OpenAI's batch format; goes on where it stopped"
+    parser = _add_command(commands, "batch", _batch, summary)
+    parser.add_argument(
+        "input", metavar="IN.jsonl", help="a request a line: custom_id, method, url, body"
+    )
+    parser.add_argument(
+        "output", metavar="OUT.jsonl", help="a result a line; lines that have theirs are left out"
+    )
+    add_model_options(parser)
 
 
 def _add_pack(commands: Any) -> None:
@@ -270,7 +304,18 @@ def _add_bench(commands: Any) -> None:
     parser.add_argument(
         "--out", metavar="DIR", required=True, help="folder that gpu.json is written to"
     )
-    _add_bench_model(subjects)
+    parser = _add_command(
+        subjects, "model", _bench_model, "measure a model's speed on this CPU, beside a peer's"
+    )
+    add_bench_model_options(parser)
+    parser = _add_command(
+        subjects, "serve", _bench_serve, "measure a server under load, beside another"
+    )
+    add_bench_serve_options(parser)
+    parser = _add_command(
+        subjects, "soak", _bench_soak, "keep a server busy, and see that nothing is lost or kept"
+    )
+    add_bench_soak_options(parser)
     parser = _add_command(
         subjects,
         "make-checkpoint",
@@ -279,66 +324,6 @@ def _add_bench(commands: Any) -> None:
     )
     parser.add_argument("name", metavar="NAME", help="such as qwen3-0.6b or qwen2.5-7b")
     parser.add_argument("folder", metavar="DIR", help="a new folder")
-
-
-def _add_bench_model(subjects: Any) -> None:
-    parser = _add_command(
-        subjects, "model", _bench_model, "measure a model's speed on this CPU, beside a peer's"
-    )
-    add_model(parser)
-    parser.add_argument(
-        "--weights",
-        metavar="FORMAT,...",
-        type=weight_formats,
-        default=("auto",),
-        help=f"formats to measure, of {', '.join(get_args(Weights))} (default: auto)",
-    )
-    for name, default, what in (
-        ("prefill", 512, "tokens of a prompt"),
-        ("decode", 64, "tokens that each sequence decodes"),
-    ):
-        parser.add_argument(
-            f"--{name}",
-            metavar="N",
-            type=_whole,
-            default=default,
-            help=f"{what}, 0 for none (default: {default})",
-        )
-    parser.add_argument(
-        "--depth",
-        metavar="N,...",
-        type=_list_of(_whole),
-        default=(0,),
-        help="tokens in the cache before (default: 0)",
-    )
-    parser.add_argument(
-        "--batch",
-        metavar="N,...",
-        type=_list_of(positive),
-        default=(1,),
-        help="sequences that decode at once (default: 1)",
-    )
-    add_threads(parser)
-    add_kv_cache_dtype(parser)
-    parser.add_argument(
-        "--runs", metavar="N", type=positive, default=5, help="of each measurement (default: 5)"
-    )
-    parser.add_argument("--eager", action="store_true", help="run every step op by op")
-    add_kernel(parser)
-    parser.add_argument(
-        "--compare",
-        metavar="LLAMA_BENCH,GGUF",
-        type=_program_and_model,
-        help="take turns with llama-bench of llama.cpp or ik_llama.cpp and this model",
-    )
-    parser.add_argument(
-        "--compare-args",
-        metavar="ARGS",
-        type=shlex.split,
-        default=[],
-        help='more arguments for llama-bench, as --compare-args="-rtr 1"',
-    )
-    parser.add_argument("--json", metavar="FILE", help="write every measurement to this file")
 
 
 def _add_command(commands: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
@@ -357,30 +342,11 @@ def _add_sampling_options(parser: argparse.ArgumentParser, *, max_tokens: str) -
         parser.add_argument(option, metavar=metavar, type=kind, help=meaning)
 
 
-def _whole(text: str) -> int:
-    value = int(text) if text.isascii() and text.isdigit() else -1
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}")
-    return value
-
-
 def _window(text: str) -> int:
-    value = _whole(text)
+    value = whole(text)
     if value < MIN_WINDOW:
         raise argparse.ArgumentTypeError(f"must be at least {MIN_WINDOW}, got {text!r}")
     return value
-
-
-def _list_of(number: Callable[[str], int]) -> Callable[[str], tuple[int, ...]]:
-    """Numbers between commas."""
-    return lambda text: tuple(number(part) for part in text.split(","))
-
-
-def _program_and_model(text: str) -> tuple[Path, Path]:
-    program, comma, model = text.partition(",")
-    if not (program and comma and model):
-        raise argparse.ArgumentTypeError(f"must be LLAMA_BENCH,GGUF, got {text!r}")
-    return Path(program), Path(model)
 
 
 def _port(text: str) -> int:

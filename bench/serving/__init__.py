@@ -1,0 +1,1 @@
+"""`qwell bench serve` and `qwell bench soak`: a server under load, as its clients see it."""
