@@ -29,7 +29,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     backend = tiny_backend()
     make_checkpoint(folder, vocab_size=backend.get_vocab_size() + 20)
     backend.save(str(folder / "tokenizer.json"))
-    options = {"kv_cache_tokens": REQUESTS_THAT_FIT * TOKENS, "threads": 1}
+    options = {"kv_cache_tokens": REQUESTS_THAT_FIT * TOKENS, "threads": 1, "max_queue": 128}
     log = folder.with_name("log")
     with ServerProcess(folder, log, worker=(), engine_options=options) as running:
         yield running
