@@ -190,7 +190,9 @@ def test_prompts_beside_a_decode_keep_to_the_time_that_a_step_may_take() -> None
     seconds = 0.0
     running = Engine(
         token_model(32),
-        EngineOptions(model="", eager=True, max_batch_tokens=128, target_itl_ms=60),
+        EngineOptions(
+            model="", eager=True, speculation=False, max_batch_tokens=128, target_itl_ms=60
+        ),
         clock=lambda: seconds,
     )
     decoder = running.model.decoder

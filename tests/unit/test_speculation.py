@@ -192,7 +192,7 @@ def test_right_guesses_grow_until_they_cost_more_than_they_bring() -> None:
 
 def test_slow_guessing_is_part_of_the_price() -> None:
     ticks = iter(range(1000))
-    speculator, one = Speculator(Parrot(), lambda: 10.0 * next(ticks)), sequence()
+    speculator, one = Speculator(Parrot(), lambda: 100.0 * next(ticks)), sequence()
     assert drafted(speculator, one, 0.0) > 0
     assert drafted(speculator, one, 0.0) == 0
 
