@@ -6,10 +6,12 @@ from functools import partial
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from qwell.runtime.errors import QwellError
+from qwell.server.access_log import AccessLog
 from qwell.server.auth import Authentication
 from qwell.server.disconnect import CancelOnDisconnect
 from qwell.server.endpoints.chat import create_chat_completion
@@ -17,13 +19,12 @@ from qwell.server.endpoints.completions import create_completion
 from qwell.server.endpoints.health import health, version
 from qwell.server.endpoints.models import list_models, show_model
 from qwell.server.errors import answer_exception, answer_http_exception
+from qwell.server.options import ServeOptions
 from qwell.server.request_id import RequestIds
 from qwell.server.service import Service
 
 
-def build_app(
-    service: Service, *, api_key: str | None = None, api_auth: tuple[str, str] | None = None
-) -> ASGIApp:
+def build_app(service: Service, options: ServeOptions) -> ASGIApp:
     """The ASGI application of one served model."""
     routes = [
         Route("/health", partial(health, service)),
@@ -42,5 +43,15 @@ def build_app(
         },
     )
     starlette.router.redirect_slashes = False
-    guarded = Authentication(CancelOnDisconnect(starlette), api_key=api_key, api_auth=api_auth)
-    return RequestIds(guarded)
+    app: ASGIApp = CancelOnDisconnect(starlette)
+    app = Authentication(app, api_keys=options.api_keys, api_auth=options.api_auth)
+    if options.cors_origins:
+        # In front of the authentication: a browser's first question carries no credentials.
+        app = CORSMiddleware(
+            app,
+            allow_origins=options.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["retry-after", "x-request-id"],
+        )
+    return RequestIds(AccessLog(app, log_prompts=options.log_prompts))

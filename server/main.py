@@ -21,6 +21,7 @@ from qwell.server.app import build_app
 from qwell.server.engine_client import EngineClient
 from qwell.server.engine_process import WORKER_COMMAND
 from qwell.server.errors import StartError
+from qwell.server.listen import listen
 from qwell.server.options import ServeOptions
 from qwell.server.protocol.models import listed_ids
 from qwell.server.service import Service, load_text_side
@@ -44,8 +45,7 @@ def serve(options: ServeOptions, *, worker: Sequence[str] = WORKER_COMMAND) -> i
     status 1.
     """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
-    for name in ("qwell", "uvicorn.access"):
-        logging.getLogger(name).setLevel(logging.INFO)
+    logging.getLogger("qwell").setLevel(logging.INFO)
     try:
         asyncio.run(_serve(options, worker))
     except QwellError as error:
@@ -60,9 +60,10 @@ async def _serve(options: ServeOptions, worker: Sequence[str]) -> None:
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signal_number, stop.set)
 
-    if options.api_key == "":
-        raise StartError("the API key is empty; anyone could guess it")
-    listeners = _listen(options.host, options.port)
+    is_guarded = bool(options.api_keys) or options.api_auth is not None
+    listeners = listen(
+        options.host, options.port, loopback_only=not (is_guarded or options.insecure)
+    )
     _log_start(options, listeners)
     text = await asyncio.to_thread(load_text_side, Path(options.engine.model))
     engine_options = replace(options.engine, eos_token_ids=text.defaults.eos_token_ids)
@@ -71,8 +72,7 @@ async def _serve(options: ServeOptions, worker: Sequence[str]) -> None:
     supervisor.add_done_callback(lambda _: stop.set())
     try:
         service = Service(engine, text, options.served_model_names, options.max_body_bytes)
-        app = build_app(service, api_key=options.api_key, api_auth=options.api_auth)
-        server = _HttpServer(_uvicorn_config(app))
+        server = _HttpServer(_uvicorn_config(build_app(service, options), options))
         serving = asyncio.create_task(server.serve(listeners))
         serving.add_done_callback(lambda _: stop.set())
         await stop.wait()
@@ -94,8 +94,8 @@ class _HttpServer(uvicorn.Server):
         yield
 
 
-def _uvicorn_config(app: ASGIApp) -> uvicorn.Config:
-    return uvicorn.Config(
+def _uvicorn_config(app: ASGIApp, options: ServeOptions) -> uvicorn.Config:
+    config = uvicorn.Config(
         app,
         http="h11",
         ws="none",
@@ -104,28 +104,21 @@ def _uvicorn_config(app: ASGIApp) -> uvicorn.Config:
         log_config=None,
         proxy_headers=False,
         server_header=False,
+        access_log=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=int(GRACE_S + _CUT_S),
         h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
+        ssl_certfile=options.ssl_certfile,
+        ssl_keyfile=options.ssl_keyfile,
     )
-
-
-def _listen(host: str, port: int) -> list[socket.socket]:
-    """Listening sockets for every address of `host`.
-
-    Raises:
-        StartError: an address cannot be had.
-    """
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        listeners = []
-        for family, _, _, _, address in dict.fromkeys(found):
-            listener = socket.create_server((address[0], port), family=family)
-            port = listener.getsockname()[1]
-            listeners.append(listener)
-    except OSError as error:
-        raise StartError(f"cannot listen on {host} port {port}: {error.strerror}") from error
-    return listeners
+        config.load()
+    except OSError as error:  # those of TLS, too
+        raise StartError(
+            f"cannot use the certificate {options.ssl_certfile} with the key "
+            f"{options.ssl_keyfile or options.ssl_certfile}: {error}"
+        ) from error
+    return config
 
 
 def _log_start(options: ServeOptions, listeners: Sequence[socket.socket]) -> None:
@@ -134,12 +127,8 @@ def _log_start(options: ServeOptions, listeners: Sequence[socket.socket]) -> Non
     logger.info("qwell %s serves %s%s from %s", __version__, model, demo, options.engine.model)
     host = f"[{options.host}]" if ":" in options.host else options.host
     ids = ", ".join(listed_ids(options.served_model_names))
-    logger.info("listening on http://%s:%d as %s", host, listeners[0].getsockname()[1], ids)
-    is_open = options.api_key is None and options.api_auth is None
-    if is_open and not _is_loopback(listeners):
-        logger.warning("anyone who can reach this machine can use the server: no key is set")
-
-
-def _is_loopback(listeners: Sequence[socket.socket]) -> bool:
-    addresses = [listener.getsockname()[0] for listener in listeners]
-    return all(address == "::1" or address.startswith("127.") for address in addresses)
+    scheme = "http" if options.ssl_certfile is None else "https"
+    port = listeners[0].getsockname()[1]
+    logger.info("listening on %s://%s:%d as %s", scheme, host, port, ids)
+    if not options.api_keys and options.api_auth is None and options.insecure:
+        logger.warning("anyone who can reach the server can use it: no key is set")
