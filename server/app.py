@@ -19,6 +19,7 @@ from qwell.server.endpoints.completions import create_completion
 from qwell.server.endpoints.health import health, version
 from qwell.server.endpoints.models import list_models, show_model
 from qwell.server.errors import answer_exception, answer_http_exception
+from qwell.server.lifecycle import Admission
 from qwell.server.options import ServeOptions
 from qwell.server.request_id import RequestIds
 from qwell.server.service import Service
@@ -43,7 +44,7 @@ def build_app(service: Service, options: ServeOptions) -> ASGIApp:
         },
     )
     starlette.router.redirect_slashes = False
-    app: ASGIApp = CancelOnDisconnect(starlette)
+    app: ASGIApp = Admission(CancelOnDisconnect(starlette), service.lifecycle)
     app = Authentication(app, api_keys=options.api_keys, api_auth=options.api_auth)
     if options.cors_origins:
         # In front of the authentication: a browser's first question carries no credentials.

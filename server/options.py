@@ -6,6 +6,8 @@ import msgspec
 
 from qwell.runtime.engine_options import EngineOptions
 
+DEFAULT_DRAIN_S = 20.0
+
 
 class ServeOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Options of `qwell serve`.
@@ -25,6 +27,7 @@ class ServeOptions(msgspec.Struct, frozen=True, kw_only=True):
         ssl_certfile: PEM file of a certificate and its chain; with it the server speaks TLS only.
         ssl_keyfile: PEM file of its private key, where that is not in `ssl_certfile`.
         log_prompts: log the bodies of requests.
+        drain_seconds: how long running requests may still run once the server is told to stop.
         max_body_bytes: longest request body.
     """
 
@@ -41,4 +44,5 @@ class ServeOptions(msgspec.Struct, frozen=True, kw_only=True):
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
     log_prompts: bool = False
+    drain_seconds: float = DEFAULT_DRAIN_S
     max_body_bytes: int = 16 << 20

@@ -10,8 +10,8 @@ from qwell.server.service import Service
 
 
 async def health(service: Service, _request: Request) -> JsonResponse:
-    """200 while requests can run; 503 while the engine loads or is replaced."""
-    status = service.engine.status
+    """200 while requests can run; 503 while the engine loads or is replaced, and at the end."""
+    status = "draining" if service.lifecycle.draining else service.engine.status
     return JsonResponse({"status": status}, 200 if status == "ok" else 503)
 
 

@@ -32,5 +32,6 @@ def run(arguments: argparse.Namespace) -> int:
         ssl_certfile=arguments.ssl_certfile,
         ssl_keyfile=arguments.ssl_keyfile,
         log_prompts=arguments.log_prompts,
+        drain_seconds=arguments.drain_seconds,
     )
     return serve(options)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from pathlib import Path
 
 from qwell.cli.model_options import add_once
+from qwell.server.options import DEFAULT_DRAIN_S
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8000
@@ -65,6 +67,13 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--log-prompts", action="store_true", help="log the bodies of requests, prompts and all"
     )
+    parser.add_argument(
+        "--drain-seconds",
+        metavar="S",
+        type=_seconds,
+        default=DEFAULT_DRAIN_S,
+        help=f"time for running requests at the end (default: {DEFAULT_DRAIN_S:g})",
+    )
 
 
 def _port(text: str) -> int:
@@ -86,3 +95,13 @@ def _origin(text: str) -> str:
     if not _ORIGIN.fullmatch(text):
         raise argparse.ArgumentTypeError(f"must be like https://example.org or *, not {text!r}")
     return text
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds, not {text!r}")
+    return value
