@@ -18,6 +18,7 @@ from qwell.server.endpoints.chat import create_chat_completion
 from qwell.server.endpoints.completions import create_completion
 from qwell.server.endpoints.health import health, version
 from qwell.server.endpoints.models import list_models, show_model
+from qwell.server.endpoints.tokenize import detokenize, tokenize
 from qwell.server.errors import answer_exception, answer_http_exception
 from qwell.server.lifecycle import Admission
 from qwell.server.options import ServeOptions
@@ -30,6 +31,8 @@ def build_app(service: Service, options: ServeOptions) -> ASGIApp:
     routes = [
         Route("/health", partial(health, service)),
         Route("/version", version),
+        Route("/tokenize", partial(tokenize, service), methods=["POST"]),
+        Route("/detokenize", partial(detokenize, service), methods=["POST"]),
         Route("/v1/models", partial(list_models, service)),
         Route("/v1/models/{model_id:path}", partial(show_model, service)),
         Route("/v1/completions", partial(create_completion, service), methods=["POST"]),
