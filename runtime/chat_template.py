@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
@@ -46,7 +46,13 @@ _RENDER_ERRORS = (
 
 
 class ChatTemplate(Protocol):
-    """How a model wants a conversation to be spelt."""
+    """How a model wants a conversation to be spelt.
+
+    Attributes:
+        variables: names that the template reads, such as `messages` and `enable_thinking`.
+    """
+
+    variables: frozenset[str]
 
     def encode(
         self,
@@ -105,7 +111,9 @@ class JinjaChatTemplate:
         Raises:
             jinja2.TemplateError, SyntaxError, RecursionError: not a template, or nested too deep.
         """
-        self._template = _environment().from_string(source)
+        environment = _environment()
+        self._template = environment.from_string(source)
+        self.variables = frozenset(meta.find_undeclared_variables(environment.parse(source)))
         self._special_tokens = dict(special_tokens or {})
 
     def encode(

@@ -22,7 +22,8 @@ class AccessLog:
 
     `status` is - where the client was gone before an answer began; `cut=true` says that the
     answer did not reach its end. Probes of /health that succeed are left out. What clients send
-    is logged only with `log_prompts`, and nothing of the answers ever.
+    is logged only with `log_prompts`, and nothing of the answers ever. `app` must be or hold
+    `RequestIds`.
     """
 
     def __init__(self, app: ASGIApp, *, log_prompts: bool) -> None:

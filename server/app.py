@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 from starlette.applications import Starlette
@@ -11,23 +12,29 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from qwell.runtime.errors import QwellError
-from qwell.server.access_log import AccessLog
 from qwell.server.auth import Authentication
 from qwell.server.disconnect import CancelOnDisconnect
 from qwell.server.endpoints.chat import create_chat_completion
 from qwell.server.endpoints.completions import create_completion
 from qwell.server.endpoints.health import health, version
 from qwell.server.endpoints.models import list_models, show_model
+from qwell.server.endpoints.page import ChatPage
 from qwell.server.endpoints.tokenize import detokenize, tokenize
 from qwell.server.errors import answer_exception, answer_http_exception
 from qwell.server.lifecycle import Admission
-from qwell.server.options import ServeOptions
 from qwell.server.request_id import RequestIds
 from qwell.server.service import Service
 
 
-def build_app(service: Service, options: ServeOptions) -> ASGIApp:
-    """The ASGI application of one served model."""
+def build_app(
+    service: Service,
+    *,
+    api_keys: Sequence[str] = (),
+    api_auth: tuple[str, str] | None = None,
+    cors_origins: Sequence[str] = (),
+    page: ChatPage | None = None,
+) -> ASGIApp:
+    """The ASGI application of one served model; open to everybody unless told otherwise."""
     routes = [
         Route("/health", partial(health, service)),
         Route("/version", version),
@@ -38,6 +45,14 @@ def build_app(service: Service, options: ServeOptions) -> ASGIApp:
         Route("/v1/completions", partial(create_completion, service), methods=["POST"]),
         Route("/v1/chat/completions", partial(create_chat_completion, service), methods=["POST"]),
     ]
+    open_paths = {"/health"}
+    if page is not None:
+        # The page holds nothing of model or users; it asks for the key that the rest needs.
+        open_paths.add("/")
+        routes += [
+            Route("/", page.show),
+            Route("/ui/model", partial(page.describe_model, service)),
+        ]
     starlette = Starlette(
         routes=routes,
         exception_handlers={
@@ -48,14 +63,14 @@ def build_app(service: Service, options: ServeOptions) -> ASGIApp:
     )
     starlette.router.redirect_slashes = False
     app: ASGIApp = Admission(CancelOnDisconnect(starlette), service.lifecycle)
-    app = Authentication(app, api_keys=options.api_keys, api_auth=options.api_auth)
-    if options.cors_origins:
+    app = Authentication(app, api_keys=api_keys, api_auth=api_auth, open_paths=open_paths)
+    if cors_origins:
         # In front of the authentication: a browser's first question carries no credentials.
         app = CORSMiddleware(
             app,
-            allow_origins=options.cors_origins,
+            allow_origins=cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
             expose_headers=["retry-after", "x-request-id"],
         )
-    return RequestIds(AccessLog(app, log_prompts=options.log_prompts))
+    return RequestIds(app)

@@ -5,32 +5,36 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from qwell.server.errors import HttpError, error_response
 
-OPEN_PATHS = frozenset({"/health"})
-
 
 class Authentication:
-    """ASGI middleware that guards every path but `OPEN_PATHS`, known to the router or not.
+    """ASGI middleware that guards every path but `open_paths`, known to the router or not.
 
     Any of `api_keys` is taken as `Authorization: Bearer KEY`, `api_auth` (user, password) as HTTP
     Basic. With both, either opens the door; with none it stands open.
     """
 
     def __init__(
-        self, app: ASGIApp, *, api_keys: Sequence[str], api_auth: tuple[str, str] | None
+        self,
+        app: ASGIApp,
+        *,
+        api_keys: Sequence[str],
+        api_auth: tuple[str, str] | None,
+        open_paths: Collection[str],
     ) -> None:
         self._app = app
+        self._open_paths = open_paths
         self._keys = [key.encode() for key in api_keys]
         self._user_password = None if api_auth is None else ":".join(api_auth).encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] in OPEN_PATHS or self._admits(Headers(scope=scope)):
+        if scope["path"] in self._open_paths or self._admits(Headers(scope=scope)):
             await self._app(scope, receive, send)
         else:
             await error_response(self._refusal())(scope, receive, send)

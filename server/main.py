@@ -16,7 +16,9 @@ from starlette.types import ASGIApp
 
 from qwell import __version__
 from qwell.runtime.errors import QwellError
+from qwell.server.access_log import AccessLog
 from qwell.server.app import build_app
+from qwell.server.endpoints.page import ChatPage
 from qwell.server.engine_client import EngineClient
 from qwell.server.engine_process import WORKER_COMMAND
 from qwell.server.errors import StartError
@@ -67,17 +69,20 @@ async def _serve(options: ServeOptions, worker: Sequence[str]) -> bool:
     _log_start(options, listeners)
     text = await asyncio.to_thread(load_text_side, Path(options.engine.model))
     engine_options = replace(options.engine, eos_token_ids=text.defaults.eos_token_ids)
-    service = Service(
-        EngineClient(engine_options, worker),
-        text,
-        options.served_model_names,
-        options.max_body_bytes,
-        Lifecycle(),
+    engine = EngineClient(engine_options, worker)
+    service = Service(engine, text, options.served_model_names, options.max_body_bytes)
+    app = build_app(
+        service,
+        api_keys=options.api_keys,
+        api_auth=options.api_auth,
+        cors_origins=options.cors_origins,
+        page=ChatPage(options.model_name) if options.ui else None,
     )
-    server = _HttpServer(_uvicorn_config(build_app(service, options), options))
-    supervisor = asyncio.create_task(service.engine.run())
+    app = AccessLog(app, log_prompts=options.log_prompts)
+    server = _HttpServer(_uvicorn_config(app, options))
+    supervisor = asyncio.create_task(engine.run())
     serving = asyncio.create_task(server.serve(listeners))
-    ready = asyncio.create_task(_announce(service.engine))
+    ready = asyncio.create_task(_announce(engine))
     stop = asyncio.create_task(signals.first.wait())
     try:
         await asyncio.wait({supervisor, serving, stop}, return_when=asyncio.FIRST_COMPLETED)

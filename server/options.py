@@ -27,6 +27,7 @@ class ServeOptions(msgspec.Struct, frozen=True, kw_only=True):
         ssl_certfile: PEM file of a certificate and its chain; with it the server speaks TLS only.
         ssl_keyfile: PEM file of its private key, where that is not in `ssl_certfile`.
         log_prompts: log the bodies of requests.
+        ui: serve the chat page at /.
         drain_seconds: how long running requests may still run once the server is told to stop.
         max_body_bytes: longest request body.
     """
@@ -44,5 +45,6 @@ class ServeOptions(msgspec.Struct, frozen=True, kw_only=True):
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
     log_prompts: bool = False
+    ui: bool = True
     drain_seconds: float = DEFAULT_DRAIN_S
     max_body_bytes: int = 16 << 20

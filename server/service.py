@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from qwell import __version__
@@ -40,7 +40,7 @@ class Service:
     text: TextSide
     served_model_names: tuple[str, ...]
     max_body_bytes: int
-    lifecycle: Lifecycle
+    lifecycle: Lifecycle = field(default_factory=Lifecycle)
 
     def check_model(self, model: str) -> None:
         """Raises HttpError (404) for a model that is not served."""

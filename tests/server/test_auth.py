@@ -116,7 +116,7 @@ def test_every_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch)
     async def app(*_: object) -> None:
         reached.append(True)
 
-    guard = Authentication(app, api_keys=("a", "b"), api_auth=None)
+    guard = Authentication(app, api_keys=("a", "b"), api_auth=None, open_paths=())
     headers = [(b"authorization", b"Bearer a")]
     asyncio.run(guard({"type": "http", "path": "/x", "headers": headers}, app, app))
 

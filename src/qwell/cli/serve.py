@@ -32,6 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
         ssl_certfile=arguments.ssl_certfile,
         ssl_keyfile=arguments.ssl_keyfile,
         log_prompts=arguments.log_prompts,
+        ui=arguments.ui,
         drain_seconds=arguments.drain_seconds,
     )
     return serve(options)

@@ -68,6 +68,9 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
         "--log-prompts", action="store_true", help="log the bodies of requests, prompts and all"
     )
     parser.add_argument(
+        "--no-ui", dest="ui", action="store_false", help="do not serve the chat page at /"
+    )
+    parser.add_argument(
         "--drain-seconds",
         metavar="S",
         type=_seconds,
