@@ -22,6 +22,7 @@ from jinja2.utils import Namespace
 from qwell.runtime.chatml import FirstGenerationChat
 from qwell.runtime.checkpoint.generation_config import is_first_generation_chat, read_optional_json
 from qwell.runtime.errors import CheckpointError, RequestError
+from qwell.runtime.template_limits import bounded_template, render_bounded
 from qwell.runtime.tokenizer import Tokenizer
 
 TEMPLATE_FILE = "chat_template.jinja"
@@ -112,8 +113,9 @@ class JinjaChatTemplate:
             jinja2.TemplateError, SyntaxError, RecursionError: not a template, or nested too deep.
         """
         environment = _environment()
-        self._template = environment.from_string(source)
-        self.variables = frozenset(meta.find_undeclared_variables(environment.parse(source)))
+        tree = environment.parse(source)
+        self.variables = frozenset(meta.find_undeclared_variables(tree))
+        self._template = bounded_template(environment, tree)
         self._special_tokens = dict(special_tokens or {})
 
     def encode(
@@ -145,8 +147,8 @@ class JinjaChatTemplate:
         """The prompt as text.
 
         Raises:
-            RequestError: no message, a name in `variables` that is an argument here, or an error
-                in the template, `raise_exception` included.
+            RequestError: no message, a name in `variables` that is an argument here, an error in
+                the template, `raise_exception` included, or more work or output than allowed.
         """
         if not messages:
             raise RequestError("messages must hold at least one message", param="messages")
@@ -157,11 +159,14 @@ class JinjaChatTemplate:
                 param="chat_template_kwargs",
             )
         try:
-            return self._template.render(
-                names,
-                messages=[_message(message) for message in messages],
-                tools=tools,
-                add_generation_prompt=add_generation_prompt,
+            return render_bounded(
+                self._template,
+                {
+                    **names,
+                    "messages": [_message(message) for message in messages],
+                    "tools": tools,
+                    "add_generation_prompt": add_generation_prompt,
+                },
             )
         except jinja2.TemplateError as error:
             raise RequestError(f"the chat template: {error}", param="messages") from error
