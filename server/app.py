@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 from qwell.runtime.errors import QwellError
 from qwell.server.auth import Authentication
 from qwell.server.disconnect import CancelOnDisconnect
+from qwell.server.endpoints.api_docs import show_docs, show_openapi
 from qwell.server.endpoints.chat import create_chat_completion
 from qwell.server.endpoints.completions import create_completion
 from qwell.server.endpoints.health import health, version
@@ -26,6 +27,22 @@ from qwell.server.request_id import RequestIds
 from qwell.server.service import Service
 
 
+def api_routes(service: Service) -> list[Route]:
+    """What the server answers, but for the chat page."""
+    return [
+        Route("/health", partial(health, service)),
+        Route("/version", version),
+        Route("/docs", show_docs),
+        Route("/openapi.json", show_openapi),
+        Route("/tokenize", partial(tokenize, service), methods=["POST"]),
+        Route("/detokenize", partial(detokenize, service), methods=["POST"]),
+        Route("/v1/models", partial(list_models, service)),
+        Route("/v1/models/{model_id:path}", partial(show_model, service)),
+        Route("/v1/completions", partial(create_completion, service), methods=["POST"]),
+        Route("/v1/chat/completions", partial(create_chat_completion, service), methods=["POST"]),
+    ]
+
+
 def build_app(
     service: Service,
     *,
@@ -35,16 +52,7 @@ def build_app(
     page: ChatPage | None = None,
 ) -> ASGIApp:
     """The ASGI application of one served model; open to everybody unless told otherwise."""
-    routes = [
-        Route("/health", partial(health, service)),
-        Route("/version", version),
-        Route("/tokenize", partial(tokenize, service), methods=["POST"]),
-        Route("/detokenize", partial(detokenize, service), methods=["POST"]),
-        Route("/v1/models", partial(list_models, service)),
-        Route("/v1/models/{model_id:path}", partial(show_model, service)),
-        Route("/v1/completions", partial(create_completion, service), methods=["POST"]),
-        Route("/v1/chat/completions", partial(create_chat_completion, service), methods=["POST"]),
-    ]
+    routes = api_routes(service)
     open_paths = {"/health"}
     if page is not None:
         # The page holds nothing of model or users; it asks for the key that the rest needs.
