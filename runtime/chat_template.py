@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
@@ -22,6 +22,7 @@ from jinja2.utils import Namespace
 from qwell.runtime.chatml import FirstGenerationChat
 from qwell.runtime.checkpoint.generation_config import is_first_generation_chat, read_optional_json
 from qwell.runtime.errors import CheckpointError, RequestError
+from qwell.runtime.template_limits import bounded_template, render_bounded
 from qwell.runtime.tokenizer import Tokenizer
 
 TEMPLATE_FILE = "chat_template.jinja"
@@ -46,7 +47,13 @@ _RENDER_ERRORS = (
 
 
 class ChatTemplate(Protocol):
-    """How a model wants a conversation to be spelt."""
+    """How a model wants a conversation to be spelt.
+
+    Attributes:
+        variables: names that the template reads, such as `messages` and `enable_thinking`.
+    """
+
+    variables: frozenset[str]
 
     def encode(
         self,
@@ -105,7 +112,10 @@ class JinjaChatTemplate:
         Raises:
             jinja2.TemplateError, SyntaxError, RecursionError: not a template, or nested too deep.
         """
-        self._template = _environment().from_string(source)
+        environment = _environment()
+        tree = environment.parse(source)
+        self.variables = frozenset(meta.find_undeclared_variables(tree))
+        self._template = bounded_template(environment, tree)
         self._special_tokens = dict(special_tokens or {})
 
     def encode(
@@ -137,8 +147,8 @@ class JinjaChatTemplate:
         """The prompt as text.
 
         Raises:
-            RequestError: no message, a name in `variables` that is an argument here, or an error
-                in the template, `raise_exception` included.
+            RequestError: no message, a name in `variables` that is an argument here, an error in
+                the template, `raise_exception` included, or more work or output than allowed.
         """
         if not messages:
             raise RequestError("messages must hold at least one message", param="messages")
@@ -149,11 +159,14 @@ class JinjaChatTemplate:
                 param="chat_template_kwargs",
             )
         try:
-            return self._template.render(
-                names,
-                messages=[_message(message) for message in messages],
-                tools=tools,
-                add_generation_prompt=add_generation_prompt,
+            return render_bounded(
+                self._template,
+                {
+                    **names,
+                    "messages": [_message(message) for message in messages],
+                    "tools": tools,
+                    "add_generation_prompt": add_generation_prompt,
+                },
             )
         except jinja2.TemplateError as error:
             raise RequestError(f"the chat template: {error}", param="messages") from error

@@ -23,6 +23,8 @@ class FirstGenerationChat:
     A conversation that does not begin with a system message gets the default one.
     """
 
+    variables = frozenset({"messages"})
+
     def encode(
         self,
         messages: Sequence[Mapping[str, Any]],

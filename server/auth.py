@@ -1,46 +1,53 @@
-"""Who may use the server: a bearer key, HTTP Basic, either, or everybody."""
+"""Who may use the server: holders of a key, of a user name and password, either, or everybody."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import hmac
+from collections.abc import Collection, Sequence
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from qwell.server.errors import HttpError, error_response
 
-OPEN_PATHS = frozenset({"/health"})
-
 
 class Authentication:
-    """ASGI middleware that guards every path but `OPEN_PATHS`, known to the router or not.
+    """ASGI middleware that guards every path but `open_paths`, known to the router or not.
 
-    `api_key` is expected as `Authorization: Bearer KEY`, `api_auth` (user, password) as HTTP
+    Any of `api_keys` is taken as `Authorization: Bearer KEY`, `api_auth` (user, password) as HTTP
     Basic. With both, either opens the door; with none it stands open.
     """
 
     def __init__(
-        self, app: ASGIApp, *, api_key: str | None, api_auth: tuple[str, str] | None
+        self,
+        app: ASGIApp,
+        *,
+        api_keys: Sequence[str],
+        api_auth: tuple[str, str] | None,
+        open_paths: Collection[str],
     ) -> None:
         self._app = app
-        self._key = None if api_key is None else api_key.encode()
+        self._open_paths = open_paths
+        self._keys = [key.encode() for key in api_keys]
         self._user_password = None if api_auth is None else ":".join(api_auth).encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] in OPEN_PATHS or self._admits(Headers(scope=scope)):
+        if scope["path"] in self._open_paths or self._admits(Headers(scope=scope)):
             await self._app(scope, receive, send)
         else:
             await error_response(self._refusal())(scope, receive, send)
 
     def _admits(self, headers: Headers) -> bool:
-        if self._key is None and self._user_password is None:
+        if not self._keys and self._user_password is None:
             return True
         scheme, _, credentials = headers.get("authorization", "").partition(" ")
         given = credentials.strip().encode("latin-1")
         if scheme.lower() == "bearer":
-            return self._key is not None and hmac.compare_digest(given, self._key)
+            # All of them: stopping at the first match would tell by its time which key it was.
+            matches = [hmac.compare_digest(given, key) for key in self._keys]
+            return any(matches)
         if scheme.lower() == "basic" and self._user_password is not None:
             try:
                 decoded = base64.b64decode(given, validate=True)
@@ -51,7 +58,7 @@ class Authentication:
 
     def _refusal(self) -> HttpError:
         challenges = []
-        if self._key is not None:
+        if self._keys:
             challenges.append("Bearer")
         if self._user_password is not None:
             challenges.append('Basic realm="qwell", charset="UTF-8"')

@@ -52,6 +52,7 @@ class EngineClient:
         self._status: EngineStatus = "loading"
         self._failed_starts = 0
         self.stats = StepStats()
+        self._has_been_ready = asyncio.Event()
 
     @property
     def status(self) -> EngineStatus:
@@ -69,6 +70,10 @@ class EngineClient:
         if self._status == "loading":
             raise EngineLoadingError("Loading model")
         raise EngineDeadError("The engine has died; a new one is starting")
+
+    async def wait_until_ready(self) -> None:
+        """Return once the first engine process has loaded the model."""
+        await self._has_been_ready.wait()
 
     def add(self, request: Add, sink: Sink) -> None:
         """Hand a request to the engine. Raises what `ready_info` raises."""
@@ -140,6 +145,7 @@ class EngineClient:
             self._info = message
             self._status = "ok"
             self._failed_starts = 0
+            self._has_been_ready.set()
             logger.info(
                 "engine ready on %s in %s: context %d tokens, KV cache %d tokens",
                 message.device,

@@ -44,7 +44,12 @@ class EngineProcess:
                 pass_fds=[theirs.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
             )
-        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        try:
+            reader, writer = await asyncio.open_unix_connection(sock=ours)
+        except asyncio.CancelledError:
+            process.kill()
+            await process.wait()
+            raise
         return cls(process, reader, writer)
 
     @property
@@ -54,7 +59,8 @@ class EngineProcess:
 
     def send(self, message: ToEngine) -> None:
         """Queue a message; one that no longer arrives is dropped, `messages` will have ended."""
-        self._writer.write(encode_frame(message))
+        if not self._writer.is_closing():
+            self._writer.write(encode_frame(message))
 
     async def messages(self) -> AsyncIterator[FromEngine]:
         """What the process says, until it ends.
@@ -67,7 +73,7 @@ class EngineProcess:
             while data := await self._reader.read(_READ_BYTES):
                 for message in frames.feed(data):
                     yield message
-        except ConnectionResetError:
+        except ConnectionError:  # it ended while a message was on its way, either way
             return
 
     async def stop(self) -> str:

@@ -13,6 +13,16 @@ from qwell.runtime.errors import EngineDeadError, QwellError, RequestError
 
 RETRY_AFTER_S = 2
 
+# First parts of OpenAI's paths behind /v1/, but for those that are served.
+_OPENAI_FAMILIES = frozenset(
+    (
+        *("assistants", "audio", "batches", "chatkit", "containers", "conversations"),
+        *("embeddings", "evals", "files", "fine_tuning", "images", "moderations"),
+        *("organization", "projects", "realtime", "responses", "skills", "threads"),
+        *("uploads", "vector_stores", "videos"),
+    )
+)
+
 
 class StartError(QwellError):
     """The server cannot start: its address is taken, or the engine failed to load."""
@@ -101,12 +111,25 @@ async def answer_http_exception(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
     if error.status_code == 404:
-        message = f"There is nothing at {request.url.path}"
-    elif error.status_code == 405:
+        return error_response(_unknown_path(request.url.path))
+    if error.status_code == 405:
         message = f"{request.method} is not allowed at {request.url.path}"
     else:
         message = error.detail
     return error_response(HttpError(error.status_code, message, headers=error.headers))
+
+
+def _unknown_path(path: str) -> HttpError:
+    """A 404: clients repeat requests that a 5xx answers, and this answer will not change."""
+    version, _, rest = path.removeprefix("/").partition("/")
+    if version == "v1" and rest.split("/")[0] in _OPENAI_FAMILIES:
+        return HttpError(
+            404,
+            f"qwell does not have OpenAI's {path}; it has /v1/chat/completions, /v1/completions "
+            "and /v1/models",
+            code="unsupported_endpoint",
+        )
+    return HttpError(404, f"There is nothing at {path}")
 
 
 def _unavailable(message: str, code: str) -> HttpError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import TypeVar
 
@@ -11,9 +12,12 @@ from starlette.responses import Response
 
 from qwell.runtime.errors import RequestError
 from qwell.server.errors import HttpError
+from qwell.server.json_rules import check_json
 
 T = TypeVar("T")
 
+# Longer bodies are checked beside the event loop, so that nobody else waits for it.
+_LONG_BODY_BYTES = 64 << 10
 _AT_PATH = re.compile(r" - at `\$\.?(?P<path>.*)`$")
 _NAMED_FIELD = re.compile(r"(unknown|required) field `(?P<field>[^`]*)`")
 
@@ -33,11 +37,20 @@ async def read_json(request: Request, decoder: msgspec.json.Decoder[T], max_byte
 
     Raises:
         HttpError: 415 for a body that is not declared as JSON, 413 for one that is too long.
-        RequestError: a body that is not JSON or does not fit the type; `param` is the path of
-            the value at fault.
+        RequestError: a body that is not JSON, breaks the rules of `check_json` or does not fit
+            the type; `param` is the path of the value at fault.
     """
     _check_content_type(request)
     body = await _read_body(request, max_bytes)
+    decoded = _decode(decoder, body)
+    if len(body) > _LONG_BODY_BYTES:
+        await asyncio.to_thread(check_json, body)
+    else:
+        check_json(body)
+    return decoded
+
+
+def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import signal
 import socket
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,18 +16,23 @@ from starlette.types import ASGIApp
 
 from qwell import __version__
 from qwell.runtime.errors import QwellError
+from qwell.server.access_log import AccessLog
 from qwell.server.app import build_app
+from qwell.server.endpoints.page import ChatPage
 from qwell.server.engine_client import EngineClient
 from qwell.server.engine_process import WORKER_COMMAND
 from qwell.server.errors import StartError
+from qwell.server.lifecycle import Lifecycle, StopSignals
+from qwell.server.listen import listen
 from qwell.server.options import ServeOptions
 from qwell.server.protocol.models import listed_ids
 from qwell.server.service import Service, load_text_side
+from qwell.server.systemd import notify
 
-# Requests in flight get this long to finish once the server is told to stop.
-GRACE_S = 5.0
-# Then they are answered with an error; this is for clients that do not even read that.
-_CUT_S = 1.0
+EXIT_ERROR = 1
+EXIT_CUT_OFF = 3
+# For clients that have not read the end of their answer yet, or the error which ends it.
+_LAST_READ_S = 2
 # Longer than common clients keep idle connections (5 s and less), so that it is never the
 # server who closes one just as the next request is on its way.
 _KEEP_ALIVE_S = 30
@@ -40,50 +44,81 @@ logger = logging.getLogger(__name__)
 def serve(options: ServeOptions, *, worker: Sequence[str] = WORKER_COMMAND) -> int:
     """Serve until SIGINT or SIGTERM; the exit status.
 
-    `worker` is the command of the engine process. A failure to start is one line on stderr and
-    status 1.
+    `worker` is the command of the engine process. The status is 0 when every request was answered
+    to its end, EXIT_CUT_OFF when the time to drain was over or a second signal came before that,
+    and after one line on stderr EXIT_ERROR when the server could not start.
     """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
-    for name in ("qwell", "uvicorn.access"):
-        logging.getLogger(name).setLevel(logging.INFO)
+    logging.getLogger("qwell").setLevel(logging.INFO)
     try:
-        asyncio.run(_serve(options, worker))
+        finished = asyncio.run(_serve(options, worker))
     except QwellError as error:
         print(f"qwell: error: {error}", file=sys.stderr)
-        return 1
-    return 0
+        return EXIT_ERROR
+    return 0 if finished else EXIT_CUT_OFF
 
 
-async def _serve(options: ServeOptions, worker: Sequence[str]) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for signal_number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(signal_number, stop.set)
-
-    if options.api_key == "":
-        raise StartError("the API key is empty; anyone could guess it")
-    listeners = _listen(options.host, options.port)
+async def _serve(options: ServeOptions, worker: Sequence[str]) -> bool:
+    """Serve to the end; whether every request was answered."""
+    signals = StopSignals()
+    signals.listen()
+    is_guarded = bool(options.api_keys) or options.api_auth is not None
+    listeners = listen(
+        options.host, options.port, loopback_only=not (is_guarded or options.insecure)
+    )
     _log_start(options, listeners)
     text = await asyncio.to_thread(load_text_side, Path(options.engine.model))
     engine_options = replace(options.engine, eos_token_ids=text.defaults.eos_token_ids)
     engine = EngineClient(engine_options, worker)
+    service = Service(engine, text, options.served_model_names, options.max_body_bytes)
+    app = build_app(
+        service,
+        api_keys=options.api_keys,
+        api_auth=options.api_auth,
+        cors_origins=options.cors_origins,
+        page=ChatPage(options.model_name) if options.ui else None,
+    )
+    app = AccessLog(app, log_prompts=options.log_prompts)
+    server = _HttpServer(_uvicorn_config(app, options))
     supervisor = asyncio.create_task(engine.run())
-    supervisor.add_done_callback(lambda _: stop.set())
+    serving = asyncio.create_task(server.serve(listeners))
+    ready = asyncio.create_task(_announce(engine))
+    stop = asyncio.create_task(signals.first.wait())
     try:
-        service = Service(engine, text, options.served_model_names, options.max_body_bytes)
-        app = build_app(service, api_key=options.api_key, api_auth=options.api_auth)
-        server = _HttpServer(_uvicorn_config(app))
-        serving = asyncio.create_task(server.serve(listeners))
-        serving.add_done_callback(lambda _: stop.set())
-        await stop.wait()
-        server.should_exit = True
-        loop.call_later(GRACE_S, supervisor.cancel)
-        await serving
+        await asyncio.wait({supervisor, serving, stop}, return_when=asyncio.FIRST_COMPLETED)
+        finished = not stop.done() or await _drain(
+            service.lifecycle, options.drain_seconds, signals
+        )
     finally:
-        supervisor.cancel()
-        await asyncio.wait({supervisor})
+        # Once only: a second cancellation would keep the supervisor from ending its process.
+        for task in (supervisor, ready, stop):
+            task.cancel()
+        server.should_exit = True
+        await asyncio.wait({supervisor, serving})
+    serving.result()
     if not supervisor.cancelled():
         supervisor.result()
+    return finished
+
+
+async def _announce(engine: EngineClient) -> None:
+    await engine.wait_until_ready()
+    notify("READY=1")
+
+
+async def _drain(lifecycle: Lifecycle, seconds: float, signals: StopSignals) -> bool:
+    """Let running requests finish; whether all did."""
+    notify("STOPPING=1")
+    if lifecycle.running:
+        logger.info(
+            "draining: %d requests have up to %g s; a second signal ends them now",
+            lifecycle.running,
+            seconds,
+        )
+    finished = await lifecycle.drain(seconds, signals.second)
+    if not finished:
+        logger.warning("ending %d requests that have not finished", lifecycle.running)
+    return finished
 
 
 class _HttpServer(uvicorn.Server):
@@ -94,8 +129,8 @@ class _HttpServer(uvicorn.Server):
         yield
 
 
-def _uvicorn_config(app: ASGIApp) -> uvicorn.Config:
-    return uvicorn.Config(
+def _uvicorn_config(app: ASGIApp, options: ServeOptions) -> uvicorn.Config:
+    config = uvicorn.Config(
         app,
         http="h11",
         ws="none",
@@ -104,28 +139,21 @@ def _uvicorn_config(app: ASGIApp) -> uvicorn.Config:
         log_config=None,
         proxy_headers=False,
         server_header=False,
+        access_log=False,
+        timeout_graceful_shutdown=_LAST_READ_S,
         timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=int(GRACE_S + _CUT_S),
         h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
+        ssl_certfile=options.ssl_certfile,
+        ssl_keyfile=options.ssl_keyfile,
     )
-
-
-def _listen(host: str, port: int) -> list[socket.socket]:
-    """Listening sockets for every address of `host`.
-
-    Raises:
-        StartError: an address cannot be had.
-    """
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        listeners = []
-        for family, _, _, _, address in dict.fromkeys(found):
-            listener = socket.create_server((address[0], port), family=family)
-            port = listener.getsockname()[1]
-            listeners.append(listener)
-    except OSError as error:
-        raise StartError(f"cannot listen on {host} port {port}: {error.strerror}") from error
-    return listeners
+        config.load()
+    except OSError as error:  # those of TLS, too
+        raise StartError(
+            f"cannot use the certificate {options.ssl_certfile} with the key "
+            f"{options.ssl_keyfile or options.ssl_certfile}: {error}"
+        ) from error
+    return config
 
 
 def _log_start(options: ServeOptions, listeners: Sequence[socket.socket]) -> None:
@@ -134,12 +162,8 @@ def _log_start(options: ServeOptions, listeners: Sequence[socket.socket]) -> Non
     logger.info("qwell %s serves %s%s from %s", __version__, model, demo, options.engine.model)
     host = f"[{options.host}]" if ":" in options.host else options.host
     ids = ", ".join(listed_ids(options.served_model_names))
-    logger.info("listening on http://%s:%d as %s", host, listeners[0].getsockname()[1], ids)
-    is_open = options.api_key is None and options.api_auth is None
-    if is_open and not _is_loopback(listeners):
-        logger.warning("anyone who can reach this machine can use the server: no key is set")
-
-
-def _is_loopback(listeners: Sequence[socket.socket]) -> bool:
-    addresses = [listener.getsockname()[0] for listener in listeners]
-    return all(address == "::1" or address.startswith("127.") for address in addresses)
+    scheme = "http" if options.ssl_certfile is None else "https"
+    port = listeners[0].getsockname()[1]
+    logger.info("listening on %s://%s:%d as %s", scheme, host, port, ids)
+    if not options.api_keys and options.api_auth is None and options.insecure:
+        logger.warning("anyone who can reach the server can use it: no key is set")

@@ -12,7 +12,10 @@ _SOUND_ID = re.compile(r"[!-~]{1,128}")
 
 
 class RequestIds:
-    """ASGI middleware: keep the client's own `X-Request-Id` where it is sound, else draw one."""
+    """ASGI middleware: keep the client's own `X-Request-Id` where it is sound, else draw one.
+
+    What lies behind finds the id in `scope["state"]["request_id"]`.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -20,6 +23,7 @@ class RequestIds:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _SOUND_ID.fullmatch(given) else uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":

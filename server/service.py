@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from qwell import __version__
@@ -12,6 +12,7 @@ from qwell.runtime.messages import EngineInfo
 from qwell.runtime.tokenizer import Tokenizer
 from qwell.server.engine_client import EngineClient
 from qwell.server.errors import model_not_found
+from qwell.server.lifecycle import Lifecycle
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Service:
     text: TextSide
     served_model_names: tuple[str, ...]
     max_body_bytes: int
+    lifecycle: Lifecycle = field(default_factory=Lifecycle)
 
     def check_model(self, model: str) -> None:
         """Raises HttpError (404) for a model that is not served."""

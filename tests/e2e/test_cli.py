@@ -58,7 +58,14 @@ def test_serve_takes_the_names_of_the_demo_server(qwell: Run) -> None:
     text = qwell("serve", "-h").stdout
     known = ["-c", "--checkpoint-path", "--server-name", "--server-port", "--cpu-only"]
     known += ["--model", "--host", "--port", "--served-model-name", "--device", "--dtype"]
-    known += ["--max-model-len", "--api-key", "--api-auth"]
+    known += ["--max-model-len", "--api-key", "--api-key-file", "--api-auth", "--insecure"]
+    known += [
+        "--cors-origin",
+        "--ssl-certfile",
+        "--ssl-keyfile",
+        "--log-prompts",
+        "--drain-seconds",
+    ]
     assert [name for name in known if not re.search(rf"(^|\s){name}\b", text)] == []
 
 
@@ -73,6 +80,10 @@ def test_serve_takes_the_names_of_the_demo_server(qwell: Run) -> None:
         (["serve", "--port", "70000"], "0 to 65535"),
         (["serve", "--api-auth", "secret"], "must be USER:PASSWORD"),
         (["serve", "--serv", "x"], "unrecognized"),
+        (["serve", "--cors-origin", "example.org"], "must be like https://example.org"),
+        (["serve", "--drain-seconds", "-1"], "must be a number of seconds"),
+        (["serve", "--drain-seconds", "inf"], "must be a number of seconds"),
+        (["serve", "--ssl-keyfile", "key.pem"], "goes with --ssl-certfile"),
         (["serve", "--dtype", "int8"], "--dtype"),
         (["serve", "--weights", "int5"], "--weights"),
         (["pack", "--weights", "int4"], "MODEL"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +12,19 @@ import pytest
 import requests
 from serving import PATIENCE_S, ServerProcess
 
+from qwell.server.auth import Authentication
+
 KEY = "s3cret-key"
 USER, PASSWORD = "user", "pass:wörd"
-GUARDED = ["/v1/models", "/v1/models/x", "/version", "/v1/completions", "/no/such/path", "/health/"]
+GUARDED = [
+    "/v1/models",
+    "/v1/models/x",
+    "/version",
+    "/v1/completions",
+    "/no/such/path",
+    "/health/",
+    "//",
+]
 
 
 def basic(user: str, password: str) -> str:
@@ -37,7 +48,8 @@ BAD = {
     "latin-1": "Bearer schl\u00fcssel",
     "password as key": f"Bearer {PASSWORD.replace('ö', 'o')}",
 }
-MODES = {"key": {"api_key": KEY}, "basic": {"api_auth": (USER, PASSWORD)}}
+OTHER_KEY = "another-key"
+MODES = {"key": {"api_keys": (OTHER_KEY, KEY)}, "basic": {"api_auth": (USER, PASSWORD)}}
 MODES["both"] = {**MODES["key"], **MODES["basic"]}
 
 
@@ -83,6 +95,33 @@ def test_each_mode_takes_its_own_credentials(
     answer = get(guarded, "/v1/models", GOOD[credentials])
 
     assert answer.status_code == (200 if mode in (credentials, "both") else 401)
+
+
+def test_each_key_opens(guarded: ServerProcess, mode: str) -> None:
+    answer = get(guarded, "/v1/models", f"Bearer {OTHER_KEY}")
+
+    assert answer.status_code == (401 if mode == "basic" else 200)
+
+
+def test_every_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = []
+
+    def compare_digest(given: bytes, key: bytes) -> bool:
+        compared.append((given, key))
+        return given == key
+
+    monkeypatch.setattr("qwell.server.auth.hmac.compare_digest", compare_digest)
+    reached = []
+
+    async def app(*_: object) -> None:
+        reached.append(True)
+
+    guard = Authentication(app, api_keys=("a", "b"), api_auth=None, open_paths=())
+    headers = [(b"authorization", b"Bearer a")]
+    asyncio.run(guard({"type": "http", "path": "/x", "headers": headers}, app, app))
+
+    assert compared == [(b"a", b"a"), (b"a", b"b")]
+    assert reached
 
 
 def test_health_is_open(guarded: ServerProcess) -> None:

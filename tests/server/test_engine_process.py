@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -14,7 +16,11 @@ from pathlib import Path
 import openai
 import pytest
 import requests
-from serving import FAKE_WORKER, PATIENCE_S, ServerProcess
+from serving import FAKE_WORKER, PATIENCE_S, ServerProcess, error_of
+
+from qwell.runtime.engine_options import EngineOptions
+from qwell.runtime.messages import Abort
+from qwell.server.engine_process import EngineProcess
 
 StartServer = Callable[..., ServerProcess]
 
@@ -182,6 +188,21 @@ def test_openai_client_outlives_a_crash(start_server: StartServer) -> None:
         assert client.completions.create(model="m", prompt="say:hi").choices[0].text == "hi"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_messages_to_a_process_that_has_just_died(text_folder: Path) -> None:
+    async def talk() -> list[object]:
+        options = EngineOptions(model=str(text_folder))
+        process = await EngineProcess.spawn((sys.executable, "-c", "pass"), options)
+        wait_until(lambda: not is_alive(process.pid))  # the event loop has not heard of it yet
+        for number in range(10):
+            process.send(Abort(str(number)))
+        heard = [message async for message in process.messages()]
+        assert await process.stop() == "exit status 0"
+        return heard
+
+    assert asyncio.run(talk()) == []
+
+
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 def test_stop_when_idle(start_server: StartServer, signal_number: signal.Signals) -> None:
     server = start_server()
@@ -225,8 +246,59 @@ def test_requests_in_flight_may_finish_at_stop(start_server: StartServer) -> Non
     assert texts == ["x" * 100]
 
 
-def test_requests_that_do_not_finish_at_stop_are_told_so(start_server: StartServer) -> None:
+def test_while_running_requests_finish(start_server: StartServer) -> None:
     server = start_server()
+    texts: list[str] = []
+
+    def complete() -> None:
+        texts.append(server.complete("slow:" + "x" * 200, max_tokens=300)["choices"][0]["text"])
+
+    thread = threading.Thread(target=complete)
+    thread.start()
+    server.wait_until(lambda: server.report() == "running=1 aborted=0", "request in flight")
+    with requests.Session() as session:
+        session.get(f"{server.url}/v1/models", timeout=PATIENCE_S)  # a connection that is open
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_for_health("draining")
+        refused = session.post(
+            f"{server.url}/v1/completions",
+            json={"model": "m", "prompt": "say:late"},
+            timeout=PATIENCE_S,
+        )
+    thread.join(PATIENCE_S)
+
+    error = error_of(refused, 503)
+    assert error["code"] == "server_draining"
+    assert int(refused.headers["retry-after"]) > 0
+    assert refused.headers["connection"] == "close"
+    assert texts == ["x" * 200]
+    assert server.process.wait(PATIENCE_S) == 0
+
+
+def test_systemd_is_told(
+    start_server: StartServer, gate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        server = start_server(worker=waits_at(gate), ready=False)
+        server.wait_for_health("loading")
+        with pytest.raises(BlockingIOError):
+            systemd.recv(100)
+
+        gate.touch()
+        systemd.settimeout(PATIENCE_S)
+        assert systemd.recv(100) == b"READY=1"
+        assert server.stop() == 0
+        assert systemd.recv(100) == b"STOPPING=1"
+
+
+@pytest.mark.parametrize("second_signal", [False, True])
+def test_requests_that_do_not_finish_at_stop_are_told_so(
+    start_server: StartServer, second_signal: bool
+) -> None:
+    server = start_server(drain_seconds=PATIENCE_S if second_signal else 0.5)
     answers: dict[bool, requests.Response] = {}
 
     def complete(stream: bool) -> None:
@@ -237,8 +309,10 @@ def test_requests_that_do_not_finish_at_stop_are_told_so(start_server: StartServ
     for thread in threads:
         thread.start()
     server.wait_until(lambda: server.report() == "running=2 aborted=0", "requests in flight")
+    server.process.send_signal(signal.SIGTERM)
+    server.wait_for_health("draining")
 
-    assert server.stop() == 0
+    assert (server.stop() if second_signal else server.process.wait(PATIENCE_S)) == 3
     for thread in threads:
         thread.join(PATIENCE_S)
     assert answers[False].status_code == 503

@@ -173,6 +173,11 @@ NOT_JSON = [
     b'{"model": "m", "messages": [], "tools": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     b'{"model": "m", "messages": [], "tools": ' + b'{"a":' * 100_000,
     b'{"model": "m", "prompt": "x", "seed": ' + b"9" * 10_000 + b"}",
+    b'{"model": "m", "prompt": "x", "user": ' + b"[" * 64 + b"]" * 64 + b"}",
+    b'{"model": "m", "prompt": "x", "prompt": "x"}',
+    b'{"model": "m", "messages": [{"role": "user", "content": "x", "content": "x"}]}',
+    b'{"model": "m", "prompt": "x", "user": "\\ud800"}',
+    b'{"model": "m", "prompt": "x", "\\ud800": 1}',
     "{}".encode("utf-16"),
     b"\xef\xbb\xbf{}",
 ]

@@ -39,9 +39,24 @@ def test_content_type_may_have_parameters(server: ServerProcess) -> None:
     assert answer.status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/", "/v1/models/x", "/v1/embeddings", "/docs"])
+@pytest.mark.parametrize("path", ["/v1", "/v1/", "/v1/models/x", "/v1/embedding", "/responses"])
 def test_unknown_paths(server: ServerProcess, path: str) -> None:
     error_of(requests.get(f"{server.url}{path}", timeout=PATIENCE_S), 404)
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/embeddings", "/v1/responses", "/v1/audio/speech", "/v1/files/f-1", "/v1/batches"]
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_other_routes_of_openai_are_refused_by_name(
+    server: ServerProcess, method: str, path: str
+) -> None:
+    answer = requests.request(method, f"{server.url}{path}", json={}, timeout=PATIENCE_S)
+
+    error = error_of(answer, 404)
+    assert path in error["message"]
+    assert "/v1/chat/completions" in error["message"]
+    assert error["code"] == "unsupported_endpoint"
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from qwell.server.options import ServeOptions
 options = msgspec.json.decode(sys.argv[1], type=ServeOptions)
 sys.exit(serve(options, worker=sys.argv[2:]) if sys.argv[2:] else serve(options))
 """
-_LISTENING = re.compile(r"listening on (http://\S+)")
+_LISTENING = re.compile(r"listening on (https?://\S+)")
 
 
 class ServerProcess:

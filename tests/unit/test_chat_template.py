@@ -200,6 +200,46 @@ class TestFaults:
         with pytest.raises(RequestError, match=r"unsafe|cannot have the attribute"):
             render(source)
 
+    @pytest.mark.parametrize(
+        ("source", "message"),
+        [
+            (
+                "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}",
+                "250000 turns",
+            ),
+            (
+                "{% for i in range(99999) %}{% for j in range(99999) if false %}{% endfor %}"
+                "{% endfor %}",
+                "250000 turns",
+            ),
+            (
+                "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}"
+                "{{ m(60) }}",
+                "250000 turns",
+            ),
+            (
+                "{% set long = 'x' * 999999 %}{% for i in range(99999) %}{{ long }}{% endfor %}",
+                "33554432 characters",
+            ),
+        ],
+    )
+    def test_endless_work_ends(self, source: str, message: str) -> None:
+        with pytest.raises(RequestError, match=message) as caught:
+            render(source)
+        assert caught.value.param == "messages"
+
+    def test_a_template_cannot_raise_its_limit(self) -> None:
+        with pytest.raises(RequestError, match="turns"):
+            render(
+                "{% set take_step = 1 %}{% set imported_1 = cycler %}"
+                "{% for i in range(99999) %}{% for j in range(99) %}{% endfor %}{% endfor %}"
+            )
+
+    def test_long_conversations_are_within_the_limits(self) -> None:
+        message = {"role": "user", "content": "x" * 100}
+        source = "{% for m in messages if m.role %}{{ m.content }}{% endfor %}"
+        assert len(render(source, [message] * 100_000)) == 10_000_000
+
     def test_no_messages(self) -> None:
         with pytest.raises(RequestError, match="at least one message") as caught:
             render("x", [])

@@ -16,7 +16,8 @@ from qwell.runtime.threads import restrain_thread_pools
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit status.
 
-    0 is success, 1 an error (one line on stderr), 2 a usage error, 128 + n the end by signal n.
+    0 is success, 1 an error (one line on stderr), 2 a usage error, 128 + n the end by signal n,
+    3 that `qwell serve` had to cut off requests at its end.
     """
     arguments = parse_arguments(argv)
     restrain_thread_pools()

@@ -16,7 +16,6 @@ from qwell.cli.model_options import (
     add_kv_cache_dtype,
     add_model,
     add_model_options,
-    add_once,
     add_threads,
     positive,
     settle_device,
@@ -24,11 +23,10 @@ from qwell.cli.model_options import (
     whole,
 )
 from qwell.cli.sampling import NUMBERS, given_sampling
+from qwell.cli.serve_options import add_serve_options
 from qwell.runtime.engine_options import Weights
 from qwell.runtime.errors import RequestError
 
-DEFAULT_HOST = "127.0.0.1"
-DEFAULT_PORT = 8000
 MIN_WINDOW = 3  # one position is compared
 
 
@@ -147,46 +145,7 @@ def _make_checkpoint(arguments: argparse.Namespace) -> int:
 def _add_serve(commands: Any) -> None:
     parser = _add_command(commands, "serve", _serve, "serve the OpenAI API over HTTP")
     add_model_options(parser)
-    add_once(
-        parser, "--host", "--server-name", help=f"address to listen on (default: {DEFAULT_HOST})"
-    )
-    add_once(
-        parser,
-        "--port",
-        "--server-port",
-        type=_port,
-        help=f"TCP port, 0 for any free one (default: {DEFAULT_PORT})",
-    )
-    parser.add_argument(
-        "--max-queue",
-        metavar="N",
-        type=positive,
-        default=128,
-        help="most requests that wait for others to end; more are refused (default: 128)",
-    )
-    parser.add_argument(
-        "--target-itl-ms",
-        metavar="MS",
-        type=positive,
-        help="longest time between two tokens of a request that new prompts may cause (default: "
-        "twice what it is without them, but at least 50)",
-    )
-    parser.add_argument(
-        "--served-model-name",
-        metavar="NAME",
-        action="append",
-        default=[],
-        help="model id that clients may ask for; may be repeated (default: any id)",
-    )
-    parser.add_argument(
-        "--api-key", metavar="KEY", help="key that clients must send as a bearer token"
-    )
-    parser.add_argument(
-        "--api-auth",
-        metavar="USER:PASSWORD",
-        type=_user_and_password,
-        help="user and password that clients must send (HTTP Basic)",
-    )
+    add_serve_options(parser)
 
 
 def _add_generate(commands: Any) -> None:
@@ -347,18 +306,3 @@ def _window(text: str) -> int:
     if value < MIN_WINDOW:
         raise argparse.ArgumentTypeError(f"must be at least {MIN_WINDOW}, got {text!r}")
     return value
-
-
-def _port(text: str) -> int:
-    value = int(text) if text.isascii() and text.isdigit() else -1
-    if not 0 <= value <= 65535:
-        raise argparse.ArgumentTypeError(f"must be a port number of 0 to 65535, got {text!r}")
-    return value
-
-
-def _user_and_password(text: str) -> tuple[str, str]:
-    user, colon, password = text.partition(":")
-    if not (user and colon):
-        # Without the text: it may be a password.
-        raise argparse.ArgumentTypeError("must be USER:PASSWORD")
-    return user, password

@@ -1,0 +1,39 @@
+"""The sockets that the server listens on."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+
+from qwell.server.errors import StartError
+
+
+def listen(host: str, port: int, *, loopback_only: bool) -> list[socket.socket]:
+    """Listening sockets for every address of `host`, all on one port.
+
+    Raises:
+        StartError: an address cannot be had, or `loopback_only` and others could reach it.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        addresses = list(dict.fromkeys((family, str(place[0])) for family, *_, place in found))
+        if loopback_only:
+            _check_loopback(host, [address for _, address in addresses])
+        listeners = []
+        for family, address in addresses:
+            listener = socket.create_server((address, port), family=family)
+            port = listener.getsockname()[1]
+            listeners.append(listener)
+    except OSError as error:
+        raise StartError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+    return listeners
+
+
+def _check_loopback(host: str, addresses: list[str]) -> None:
+    if all(ipaddress.ip_address(address).is_loopback for address in addresses):
+        return
+    raise StartError(
+        f"refusing to listen on {host}, where others can reach the server and nobody needs a key: "
+        "set one (--api-key-file, QWELL_API_KEY, --api-key or --api-auth), or say --insecure to "
+        "let everybody in"
+    )
