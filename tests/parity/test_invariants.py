@@ -151,6 +151,30 @@ def test_a_cached_prefix_gives_the_same_bits(
     assert all(map(torch.equal, found, computed))
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"weights": "int8", "kv_cache_dtype": "bfloat16"}], ids=["fp32", "int8"]
+)
+def test_the_second_turn_gives_the_same_bits_as_if_it_were_the_first(
+    folder: Path, options: dict[str, Any]
+) -> None:
+    def rows(engine: Engine, recorder: LogitsRecorder, turn: list[int]) -> list[Tensor]:
+        params = SamplingParams(max_tokens=STEPS, temperature=0.0, seed=9)
+        engine.add("9", turn, params)
+        run_to_end(engine)
+        return [recorder.row(9, step) for step in range(STEPS)]
+
+    recorder = LogitsRecorder()
+    engine = start_engine(folder, {"sample": recorder}, **options)
+    [answer] = generate(engine, [5]).values()
+    turn = [*prompt_of(5), *answer, 1, 2, 3]
+    found = rows(engine, recorder, turn)
+    # What was generated is in the cache too, but for the last token.
+    assert engine.stats.prefix_hit_tokens == (len(turn) - 4) // 16 * 16 > len(prompt_of(5))
+    fresh = LogitsRecorder()
+    computed = rows(start_engine(folder, {"sample": fresh}, **options), fresh, turn)
+    assert all(map(torch.equal, found, computed))
+
+
 def test_a_seed_gives_the_same_sample_alone_and_among_others(folder: Path) -> None:
     def sampled(seeds: list[int]) -> dict[str, list[int]]:
         engine = start_engine(folder)
