@@ -12,8 +12,8 @@ Requests join and leave between steps, in the order of priority, then of arrival
 - A prompt gets all its blocks when it is admitted, so only decodes can run out of them. Then the
   sequence that would end last, by priority and then by how many tokens it may still generate,
   gives its blocks back and is computed again. No new sequence is admitted until it has caught up.
-  Every sequence fits the pool alone, so the one that can end first always goes on, and whoever
-  was preempted generates at least one more token before that can happen to it again.
+  Every sequence fits the pool alone, so the one that ends first always goes on, and a preempted
+  one generates at least one more token for every time that new ones are let in before it.
 - A prompt that begins as one does that is computed just now waits for those blocks, if that
   other one is served no later than it would be itself.
 """

@@ -78,6 +78,8 @@ def test_serve_takes_the_names_of_the_demo_server(qwell: Run) -> None:
         (["serve", "--port", "1", "--server-port", "2"], "given twice"),
         (["serve", "--cpu-only", "--device", "cuda"], "--cpu-only contradicts"),
         (["serve", "--port", "70000"], "0 to 65535"),
+        (["serve", "--max-queue", "0"], "at least 1"),
+        (["serve", "--target-itl-ms", "fast"], "at least 1"),
         (["serve", "--api-auth", "secret"], "must be USER:PASSWORD"),
         (["serve", "--serv", "x"], "unrecognized"),
         (["serve", "--cors-origin", "example.org"], "must be like https://example.org"),

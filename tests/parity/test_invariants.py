@@ -137,17 +137,40 @@ def test_a_cached_prefix_gives_the_same_bits(
         """Logits that the tokens after the prompt came from, where `before` was served first."""
         recorder = LogitsRecorder()
         engine = start_engine(
-            folder, {"sample": recorder, **kernels}, max_batch_tokens=max_batch_tokens
+            folder, {"sample": recorder, **kernels}, max_batch_tokens=max_batch_tokens, threads=1
         )
         for seed, ids in enumerate((before, prompt)):
-            params = SamplingParams(max_tokens=STEPS, temperature=0.8, seed=seed)
-            engine.add(str(seed), ids, params)
+            engine.add(str(seed), ids, SamplingParams(max_tokens=8, temperature=0.8, seed=seed))
             run_to_end(engine)
         assert engine.stats.prefix_hit_tokens == cached
-        return [recorder.row(1, step) for step in range(STEPS)]
+        return [recorder.row(1, step) for step in range(8)]
 
     computed = rows([3], cached=0)
     found = rows([*prompt[:70], 1, 2], cached=64)
+    assert all(map(torch.equal, found, computed))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"weights": "int8", "kv_cache_dtype": "bfloat16"}], ids=["fp32", "int8"]
+)
+def test_the_second_turn_gives_the_same_bits_as_if_it_were_the_first(
+    folder: Path, options: dict[str, Any]
+) -> None:
+    def rows(engine: Engine, recorder: LogitsRecorder, turn: list[int]) -> list[Tensor]:
+        params = SamplingParams(max_tokens=STEPS, temperature=0.0, seed=9)
+        engine.add("9", turn, params)
+        run_to_end(engine)
+        return [recorder.row(9, step) for step in range(STEPS)]
+
+    recorder = LogitsRecorder()
+    engine = start_engine(folder, {"sample": recorder}, **options)
+    [answer] = generate(engine, [5]).values()
+    turn = [*prompt_of(5), *answer, 1, 2, 3]
+    found = rows(engine, recorder, turn)
+    # What was generated is in the cache too, but for the last token.
+    assert engine.stats.prefix_hit_tokens == (len(turn) - 4) // 16 * 16 > len(prompt_of(5))
+    fresh = LogitsRecorder()
+    computed = rows(start_engine(folder, {"sample": fresh}, **options), fresh, turn)
     assert all(map(torch.equal, found, computed))
 
 

@@ -100,7 +100,7 @@ requests = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     loads=st.lists(requests, min_size=1, max_size=8),
     num_blocks=st.integers(6, 14),
