@@ -90,6 +90,7 @@ def test_ties_are_cut_like_the_reference(interp_guard):
     """Logits of five values: every threshold falls among hundreds of equal ones."""
     cuts = [Row(top_p=p / 16 + 0.01) for p in range(15)]
     cuts += [Row(top_k=k, top_p=0.9) for k in (1, 300, 700)] + [Row(min_p=0.3), Row(top_p=0.0)]
+    cuts += [Row(typical_p=0.3), Row(typical_p=0.7)]
     draw = torch.Generator().manual_seed(0)
     logits = torch.randint(-2, 3, (len(cuts), 1000), generator=draw).float() / 2
     logits[:, ::7] *= -0.0
