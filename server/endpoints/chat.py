@@ -60,7 +60,9 @@ async def create_chat_completion(service: Service, request: Request) -> Response
     prompt_ids = await asyncio.to_thread(template.encode, messages, service.text.tokenizer)
     max_tokens = _max_tokens(body, prompt_ids, info)
     logprobs = requested_logprobs(body)
-    params = choice_params(body, service.text.defaults, max_tokens, logprobs=logprobs)
+    params = choice_params(
+        body, service.text.defaults, max_tokens, info.vocab_size, logprobs=logprobs
+    )
 
     answer_id, created = new_id("chatcmpl"), int(time.time())
     fingerprint = system_fingerprint(info)

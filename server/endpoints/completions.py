@@ -50,6 +50,7 @@ async def create_completion(service: Service, request: Request) -> Response:
         body,
         service.text.defaults,
         max_tokens,
+        info.vocab_size,
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,
     )

@@ -12,7 +12,12 @@ from msgspec import Meta
 
 from qwell.runtime.checkpoint.generation_config import GenerationDefaults
 from qwell.runtime.errors import RequestError
-from qwell.runtime.sampling_params import MAX_LOGPROBS, SEED_RANGE, SamplingParams
+from qwell.runtime.sampling_params import (
+    MAX_LOGPROBS,
+    SEED_RANGE,
+    SamplingParams,
+    check_token_ids,
+)
 
 T = TypeVar("T")
 
@@ -144,6 +149,7 @@ def choice_params(
     request: SamplingRequest,
     defaults: GenerationDefaults,
     max_tokens: int,
+    vocab_size: int,
     *,
     logprobs: int | None,
     prompt_logprobs: int | None = None,
@@ -153,7 +159,7 @@ def choice_params(
     Choice k of a seeded request is sampled with seed + k, so choice 0 is what n=1 gives.
 
     Raises:
-        RequestError: a value outside its range.
+        RequestError: a value outside its range, or a token id outside the vocabulary.
     """
     first = SamplingParams(
         max_tokens=max_tokens,
@@ -169,18 +175,20 @@ def choice_params(
         frequency_penalty=request.frequency_penalty or 0.0,
         logit_bias=_biases(request.logit_bias or {}),
         allowed_token_ids=(
-            None if request.allowed_token_ids is None else tuple(request.allowed_token_ids)
+            None if request.allowed_token_ids is None else _distinct(request.allowed_token_ids)
         ),
-        bad_token_ids=tuple(request.bad_token_ids or ()),
+        bad_token_ids=_distinct(request.bad_token_ids),
         min_tokens=request.min_tokens or 0,
         seed=request.seed,
         stop=_stop_strings(request.stop),
         include_stop_str_in_output=bool(request.include_stop_str_in_output),
-        stop_token_ids=tuple(request.stop_token_ids or ()),
+        stop_token_ids=_distinct(request.stop_token_ids),
         ignore_eos=bool(request.ignore_eos),
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
     )
+    # The engine checks the same, but not an endless list is to take up the pipe to it.
+    check_token_ids(first, vocab_size)
     count = request.n or 1
     if first.seed is None:
         return [first] * count
@@ -191,6 +199,10 @@ def _first_given(given: T | None, default: T | None, otherwise: T) -> T:
     if given is not None:
         return given
     return otherwise if default is None else default
+
+
+def _distinct(token_ids: list[int] | None) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(token_ids or ()))
 
 
 def _biases(logit_bias: Mapping[str, float]) -> dict[int, float]:

@@ -98,6 +98,8 @@ def test_serve_takes_the_names_of_the_demo_server(qwell: Run) -> None:
         (["generate"], "--prompt"),
         (["generate", "--prompt", "x", "--max-tokens", "0"], "at least 1"),
         (["generate", "--prompt", "x", "--temperature", "5"], "--temperature: temperature must be"),
+        (["generate", "--prompt", "x", "--typical-p", "0"], "--typical-p: typical_p must be"),
+        (["chat", "--presence-penalty", "3"], "--presence-penalty: presence_penalty must be"),
         (["generate", "--prompt", "x", "--seed", str(2**64)], "--seed: seed must be"),
         (["generate", "--prompt", "x", "--stop", ""], "--stop: stop must be"),
     ],

@@ -130,27 +130,32 @@ def serve(
 
 
 tops = st.none() | st.sampled_from((0, 1, 3, 20))
-loads = st.tuples(
-    st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=50),
-    st.builds(
-        SamplingParams,
-        max_tokens=st.integers(0, 30),
-        temperature=st.sampled_from((0.0, 1.0)),
-        typical_p=st.sampled_from((1.0, 0.6)),
-        presence_penalty=st.sampled_from((0.0, 0.7)),
-        frequency_penalty=st.sampled_from((0.0, 0.0, 0.3)),
-        logit_bias=st.dictionaries(st.integers(0, VOCAB - 1), st.integers(-5, 5), max_size=2),
-        bad_token_ids=st.sampled_from(((), (4,))),
-        stop_token_ids=st.sampled_from(((), (2, 9))),
-        seed=st.integers(0, 5),
-        logprobs=tops,
-        prompt_logprobs=tops,
-    ),
-)
+
+
+@st.composite
+def loads(draw: st.DrawFn) -> tuple[list[int], SamplingParams]:
+    max_tokens = draw(st.integers(0, 30))
+    params = SamplingParams(
+        max_tokens=max_tokens,
+        min_tokens=draw(st.sampled_from((0, max_tokens // 2))),
+        temperature=draw(st.sampled_from((0.0, 1.0))),
+        typical_p=draw(st.sampled_from((1.0, 0.6))),
+        repetition_penalty=draw(st.sampled_from((1.0, 1.0, 1.4))),
+        presence_penalty=draw(st.sampled_from((0.0, 0.7))),
+        frequency_penalty=draw(st.sampled_from((0.0, 0.0, 0.3))),
+        logit_bias=draw(st.dictionaries(st.integers(0, VOCAB - 1), st.integers(-5, 5), max_size=2)),
+        allowed_token_ids=draw(st.sampled_from((None, None, (0, 1, 2, 4, 7)))),
+        bad_token_ids=draw(st.sampled_from(((), (4,)))),
+        stop_token_ids=draw(st.sampled_from(((), (2, 9)))),
+        seed=draw(st.integers(0, 5)),
+        logprobs=draw(tops),
+        prompt_logprobs=draw(tops),
+    )
+    return draw(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=50)), params
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(loads, min_size=1, max_size=6), st.integers(6, 12), st.integers(1, 40))
+@given(st.lists(loads(), min_size=1, max_size=6), st.integers(6, 12), st.integers(1, 40))
 def test_neither_neighbours_nor_preemption_nor_overlap_change_them(
     mixed: list[tuple[list[int], SamplingParams]], num_blocks: int, budget: int
 ) -> None:
@@ -162,6 +167,9 @@ def test_neither_neighbours_nor_preemption_nor_overlap_change_them(
         assert len(of_prompt) == (0 if params.prompt_logprobs is None else len(prompt) - 1)
         assert {len(token.top) for token in generated} <= {min(params.logprobs or 0, VOCAB)}
         assert not set(params.bad_token_ids).intersection(tokens)
+        assert set(tokens) <= set(params.allowed_token_ids or range(VOCAB))
+        assert not {0, *params.stop_token_ids}.intersection(tokens[: params.min_tokens])
+        assert len(tokens) >= params.min_tokens
 
 
 @pytest.mark.parametrize(

@@ -138,3 +138,11 @@ def test_a_long_stop_string_costs_no_more_than_the_text() -> None:
     text = "a" * 100_000
     stream = TextStream(TOKENIZER, [stop])
     assert run(stream, [[97]] * len(text)) == text
+
+
+@pytest.mark.parametrize("include", [False, True])
+def test_the_stop_string_is_part_of_the_text_on_request(include: bool) -> None:
+    stream = TextStream(TOKENIZER, ["llo w", "zzz"], include_stop=include)
+    pieces = [stream.push([byte]) for byte in b"hello world"]
+    assert "".join([*pieces, stream.finish()]) == ("hello w" if include else "he")
+    assert stream.stopped
