@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
+
+from qwell.runtime.errors import EngineStartError
 
 
 @dataclass(frozen=True)
@@ -44,13 +48,33 @@ def count_cores(cpus: Collection[int] | None = None, root: Path = Path("/")) -> 
     return Cores(len(siblings), _quota(root))
 
 
-def missing_for_avx2(root: Path = Path("/")) -> list[str]:
-    """What an x86-64 CPU lacks for the AVX2 kernels, named as the kernel names it."""
-    for line in (_read(root / "proc/cpuinfo") or "").splitlines():
-        name, _, flags = line.partition(":")
-        if name.strip() == "flags":
-            return sorted({"avx2", "fma", "f16c"} - set(flags.split()))
-    return ["avx2, fma or f16c"]
+def require_numpy_that_runs() -> None:
+    """Refuse a numpy with instructions that this CPU lacks: torch imports it, and both would end.
+
+    Call it before torch is imported. Wheels of numpy have needed x86-64-v2 since 2.4; torch's run
+    on every x86-64.
+
+    Raises:
+        EngineStartError: the installed numpy cannot be imported here.
+    """
+    try:
+        from qwell.kernels._native import missing_for_x86_64_v2
+    except ImportError:  # a checkout that is not built, for GPUs alone
+        return
+    missing = missing_for_x86_64_v2()
+    # A numpy that was compiled for this CPU is as good as an old one: ask a process that may die.
+    if missing and _ends_badly(import_module, "numpy"):
+        raise EngineStartError(
+            f"this CPU lacks {', '.join(missing)}, which the installed numpy needs; "
+            "install one that does without: pip install 'numpy<2.4'"
+        )
+
+
+def _ends_badly(function: Callable[[str], object], argument: str) -> bool:
+    child = get_context("fork").Process(target=function, args=(argument,))
+    child.start()
+    child.join()
+    return child.exitcode != 0
 
 
 def _allowed_cpus() -> Collection[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +20,7 @@ from qwell.runtime.checkpoint.config import ModelConfig
 from qwell.runtime.checkpoint.packed_cache import PackedFile, packed_dir
 from qwell.runtime.checkpoint.shards import Shards
 from qwell.runtime.checkpoint.weights import PlainWeights, WeightSource
-from qwell.runtime.cpu import count_cores, missing_for_avx2
+from qwell.runtime.cpu import count_cores
 from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.errors import EngineStartError, UnsupportedModelError
 from qwell.runtime.kv_cache import BLOCK_SIZE, KVCache, allocate, blocks_for, bytes_per_token
@@ -150,17 +149,19 @@ def load_model(
 def start_runner(threads: int | None) -> Runner:
     """Threads for native ops, as many as this process may use unless told; torch gets as many."""
     # Imported here: GPUs need no native code, and a checkout that is not built has none.
+    from qwell.kernels import _native
     from qwell.kernels.native.runner import Runner
 
     cores = count_cores()
     runner = Runner(threads or cores.threads)
     torch.set_num_threads(runner.threads)
     log.info("threads: %d of %d cores (%s)", runner.threads, cores.physical, runner.isa)
-    if runner.isa == "portable" and platform.machine() in ("x86_64", "AMD64"):
+    missing = _native.missing_for_avx2()
+    if missing:
         log.warning(
             "this CPU lacks %s: the portable kernels are many times slower; if it is that of a "
             "virtual machine, let the host's own features through",
-            ", ".join(missing_for_avx2()),
+            ", ".join(missing),
         )
     return runner
 

@@ -32,6 +32,28 @@ bool has_avx512_bf16() {
 }  // namespace
 #endif
 
+std::vector<const char*> missing_for_x86_64_v2() {
+  std::vector<const char*> missing;
+#if defined(__x86_64__)
+  if (!__builtin_cpu_supports("ssse3")) missing.push_back("ssse3");
+  if (!__builtin_cpu_supports("sse4.1")) missing.push_back("sse4_1");
+  if (!__builtin_cpu_supports("sse4.2")) missing.push_back("sse4_2");
+  if (!__builtin_cpu_supports("popcnt")) missing.push_back("popcnt");
+#endif
+  return missing;
+}
+
+std::vector<const char*> missing_for_avx2() {
+  std::vector<const char*> missing;
+#if defined(__x86_64__)
+  // These builtins also ask the operating system whether it saves the wide registers.
+  if (!__builtin_cpu_supports("avx2")) missing.push_back("avx2");
+  if (!__builtin_cpu_supports("fma")) missing.push_back("fma");
+  if (!has_f16c()) missing.push_back("f16c");
+#endif
+  return missing;
+}
+
 const char* isa_name(Isa isa) {
   switch (isa) {
     case Isa::avx2:
@@ -53,8 +75,7 @@ const char* isa_name(Isa isa) {
 std::vector<Isa> runnable_isas() {
   std::vector<Isa> isas;
 #if defined(__x86_64__)
-  // These builtins also ask the operating system whether it saves the wide registers.
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) {
+  if (missing_for_avx2().empty()) {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vnni")) {

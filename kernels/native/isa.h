@@ -15,6 +15,11 @@ const char* isa_name(Isa isa);
 // Asked of the processor at run time; portable is always the last.
 std::vector<Isa> runnable_isas();
 
+// What an x86-64 processor lacks for that level of the architecture, and for avx2, in the names of
+// /proc/cpuinfo; nothing on others.
+std::vector<const char*> missing_for_x86_64_v2();
+std::vector<const char*> missing_for_avx2();
+
 // Functions of headers that kernel units include are static: of an inline function the linker keeps
 // the copy of any one unit, and that may hold instructions which this processor lacks.
 

@@ -307,6 +307,10 @@ NB_MODULE(_native, module) {
 
   module.def("runnable_isas", &qwell::runnable_isas,
              "Instruction sets of this build that this machine runs, the best one first.");
+  module.def("missing_for_x86_64_v2", &qwell::missing_for_x86_64_v2,
+             "What an x86-64 processor lacks for that level; nothing on others.");
+  module.def("missing_for_avx2", &qwell::missing_for_avx2,
+             "What an x86-64 processor lacks for the avx2 kernels; nothing on others.");
 
   nb::class_<qwell::Pool>(module, "Pool", "Threads that share the tasks of one op at a time.")
       .def(nb::init<int>(), "threads"_a)

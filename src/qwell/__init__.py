@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from qwell.runtime.cpu import require_numpy_that_runs
 from qwell.runtime.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ __version__ = version("qwell")
 def __getattr__(name: str) -> Any:
     """Load `LLM` on first use: it brings torch, which the server process does not need."""
     if name == "LLM":
+        require_numpy_that_runs()
         from qwell.runtime.llm import LLM
 
         return LLM

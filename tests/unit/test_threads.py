@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,9 +16,10 @@ from engines import greedy, start_engine
 
 from qwell.cli.model_options import engine_options
 from qwell.cli.parser import parse_arguments
+from qwell.kernels import _native
 from qwell.kernels.native import runner as native_runner
-from qwell.runtime import loader
-from qwell.runtime.cpu import Cores, count_cores, missing_for_avx2
+from qwell.runtime import cpu, loader
+from qwell.runtime.cpu import Cores, count_cores, require_numpy_that_runs
 from qwell.runtime.errors import EngineStartError
 from qwell.runtime.llm import LLM
 
@@ -111,11 +111,6 @@ def test_the_affinity_mask_of_this_process_counts() -> None:
         os.sched_setaffinity(0, before)
 
 
-def test_what_a_cpu_lacks(tmp_path: Path) -> None:
-    tree(tmp_path, {"proc/cpuinfo": "processor\t: 0\nflags\t\t: fpu sse4_2 avx f16c"})
-    assert missing_for_avx2(tmp_path) == ["avx2", "fma"]
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("checkpoint")
@@ -147,19 +142,28 @@ def test_no_threads_are_refused(folder: Path) -> None:
         start_engine(folder, threads=0)
 
 
-def test_an_x86_cpu_without_avx2_is_told_what_it_lacks(
+def test_a_cpu_is_told_what_it_lacks_for_avx2(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    portable = partial(native_runner.Runner, isa="portable")
-    monkeypatch.setattr(native_runner, "Runner", portable)
-    monkeypatch.setattr(loader, "missing_for_avx2", lambda: ["avx2", "fma"])
-    monkeypatch.setattr(loader.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(_native, "missing_for_avx2", lambda: ["avx2", "fma"])
     loader.start_runner(1)
     assert any("lacks avx2, fma" in message for message in caplog.messages)
     caplog.clear()
-    monkeypatch.setattr(loader.platform, "machine", lambda: "riscv64")
+    monkeypatch.setattr(_native, "missing_for_avx2", list)
     loader.start_runner(1)
     assert not any("lacks" in message for message in caplog.messages)
+
+
+def test_a_numpy_that_needs_more_than_the_cpu_has_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_native, "missing_for_x86_64_v2", lambda: ["ssse3"])
+    require_numpy_that_runs()  # an old one, or one compiled for this CPU
+    monkeypatch.setattr(cpu, "import_module", lambda _: os._exit(1))
+    with pytest.raises(EngineStartError, match="lacks ssse3, which the installed numpy needs"):
+        require_numpy_that_runs()
+    monkeypatch.setattr(_native, "missing_for_x86_64_v2", list)
+    require_numpy_that_runs()
 
 
 def test_an_idle_engine_takes_no_cpu_time(folder: Path) -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from qwell.cli.parser import parse_arguments
+from qwell.runtime.cpu import require_numpy_that_runs
 from qwell.runtime.errors import QwellError
 from qwell.runtime.threads import restrain_thread_pools
 
@@ -25,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("qwell").setLevel(logging.INFO)
     try:
+        require_numpy_that_runs()
         status: int = arguments.run(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:
