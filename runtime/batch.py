@@ -76,11 +76,12 @@ def build_batch(
         elif chunk.completes:
             logit_rows.append(starts[-1] - 1)
     lengths = [chunk.end - chunk.start for chunk in chunks]
-    width = max(len(chunk.sequence.blocks) for chunk in chunks)
+    # A sequence may have blocks already for tokens of later steps.
+    needed = [-(-chunk.end // block_size) for chunk in chunks]
+    width = max(needed)
     table: list[int] = []
-    for chunk in chunks:
-        blocks = chunk.sequence.blocks
-        table += blocks + [0] * (width - len(blocks))
+    for chunk, count in zip(chunks, needed, strict=True):
+        table += chunk.sequence.blocks[:count] + [0] * (width - count)
     seq_lens = [chunk.end for chunk in chunks]
     known_ids, sources, *columns = to_device(
         (

@@ -15,6 +15,7 @@ from qwell.runtime.messages import (
     FrameReader,
     Rejected,
     StepOutputs,
+    StepStats,
     ToEngine,
     TokenOutput,
     encode_frame,
@@ -35,7 +36,19 @@ class StepEngine(Protocol):
     def has_work(self) -> bool:
         """Whether a step would do anything."""
 
-    def add(self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams) -> None:
+    @property
+    def stats(self) -> StepStats:
+        """How the engine is."""
+
+    def add(
+        self,
+        request_id: str,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        priority: int,
+        cache_salt: str,
+    ) -> None:
         """Queue a request. Raises RequestError when it cannot be served."""
 
     def abort(self, request_id: str) -> None:
@@ -58,10 +71,9 @@ def run(engine: StepEngine, connection: socket.socket) -> None:
     try:
         connection.sendall(encode_frame(engine.info))
         while _receive(engine, connection, reader):
-            if engine.has_work:
-                outputs = engine.step()
-                if outputs:
-                    connection.sendall(encode_frame(StepOutputs(outputs)))
+            # Also without work: what was aborted shows in the stats.
+            outputs = engine.step() if engine.has_work else []
+            connection.sendall(encode_frame(StepOutputs(outputs, engine.stats)))
     except (BrokenPipeError, ConnectionResetError):
         return
 
@@ -90,7 +102,13 @@ def _apply(engine: StepEngine, connection: socket.socket, message: ToEngine) -> 
 
 def _add(engine: StepEngine, message: Add) -> Accepted | Rejected:
     try:
-        engine.add(message.request_id, message.prompt_ids, message.params)
+        engine.add(
+            message.request_id,
+            message.prompt_ids,
+            message.params,
+            priority=message.priority,
+            cache_salt=message.cache_salt,
+        )
     except RequestError as error:
         return Rejected(message.request_id, str(error), error.param, error.code)
     return Accepted(message.request_id)

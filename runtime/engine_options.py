@@ -38,6 +38,12 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
             GPUs steps of a few tokens take fewer launches, and many tokens BLAS, without it.
         max_batch_tokens: most tokens that one step computes; longer prompts run in chunks.
         max_num_seqs: most sequences that run at once; others wait.
+        max_queue: most requests that wait for others to end; more are refused. None is no limit.
+        target_itl_ms: longest that a step should take, in milliseconds, while a prompt is computed
+            beside sequences that decode. None is twice what it takes without prompts, but at
+            least 50.
+        prefix_cache: keep the blocks of ended requests while there is room, for later ones that
+            begin with the same tokens.
         kernels: family that serves an op instead of the chosen one, by op name: {"linear":
             "reference"} is torch's product.
         eos_token_ids: ids that end a completion (the engine knows tokens, not text).
@@ -58,4 +64,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     batch_invariant: bool = True
     max_batch_tokens: int = 512
     max_num_seqs: int = 64
+    max_queue: int | None = None
+    target_itl_ms: float | None = None
+    prefix_cache: bool = True
     eos_token_ids: tuple[int, ...] = ()

@@ -1,4 +1,4 @@
-"""The paged KV cache: a pool of blocks, and the tensors that the blocks are rows of."""
+"""The paged KV cache: the tensors that blocks are rows of (block_pool.py says whose they are)."""
 
 from __future__ import annotations
 
@@ -12,30 +12,6 @@ from qwell.kernels.registry import wants_transposed_keys
 from qwell.runtime.checkpoint.config import ModelConfig
 
 BLOCK_SIZE = 16
-
-
-class BlockPool:
-    """Hands out block numbers 0 .. num_blocks - 1, each to one owner at a time."""
-
-    def __init__(self, num_blocks: int) -> None:
-        self.num_blocks = num_blocks
-        # Taken from the end: low numbers first.
-        self._free = list(range(num_blocks - 1, -1, -1))
-
-    @property
-    def num_free(self) -> int:
-        return len(self._free)
-
-    def take(self, count: int) -> list[int]:
-        """`count` blocks; the caller has checked `num_free`."""
-        if count > len(self._free):
-            raise ValueError(f"{count} blocks wanted, {len(self._free)} free")
-        return [self._free.pop() for _ in range(count)]
-
-    def give_back(self, blocks: list[int]) -> None:
-        """Return blocks to the pool; `blocks` is emptied, so that no owner keeps them."""
-        self._free += blocks
-        blocks.clear()
 
 
 @dataclass(frozen=True)

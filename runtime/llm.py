@@ -48,8 +48,8 @@ class LLM:
     Args:
         model: folder or id of a checkpoint; None is the demo model.
         device, dtype, weights, weight_cache, kv_cache_dtype, max_model_len,
-            kv_cache_tokens, gpu_memory_utilization, threads, eager, max_batch_tokens,
-            max_num_seqs: see `EngineOptions`.
+            kv_cache_tokens, prefix_cache, gpu_memory_utilization, threads, eager,
+            max_batch_tokens, max_num_seqs: see `EngineOptions`.
         kernels: what replaces the chosen implementation of an op, by op name: a callable, or the
             name of a family ("reference", "native", "triton").
 
@@ -68,6 +68,7 @@ class LLM:
         kv_cache_dtype: DType = "auto",
         max_model_len: int | None = None,
         kv_cache_tokens: int | None = None,
+        prefix_cache: bool = True,
         gpu_memory_utilization: float = 0.9,
         threads: int | None = None,
         eager: bool = False,
@@ -84,6 +85,7 @@ class LLM:
             kv_cache_dtype=kv_cache_dtype,
             max_model_len=max_model_len,
             kv_cache_tokens=kv_cache_tokens,
+            prefix_cache=prefix_cache,
             gpu_memory_utilization=gpu_memory_utilization,
             threads=threads,
             eager=eager,

@@ -22,6 +22,8 @@ class Add(msgspec.Struct, tag=True, frozen=True):
     request_id: str
     prompt_ids: list[int]
     params: SamplingParams
+    priority: int = 0
+    cache_salt: str = ""
 
 
 class Abort(msgspec.Struct, tag=True, frozen=True):
@@ -82,22 +84,53 @@ class Logprobs(msgspec.Struct, array_like=True, frozen=True):
 class TokenOutput(msgspec.Struct, frozen=True):
     """New tokens of one request. With a `finish_reason` nothing more follows.
 
-    An end-of-sequence id that ended the request is the last of `token_ids`. Requests that ask get
-    `logprobs` of these, and `prompt_logprobs` of the prompt's tokens but the first: piece by piece,
-    in order, the last no later than the first new token.
+    An end-of-sequence id that ended the request is the last of `token_ids`. `cached_tokens` counts
+    the prompt tokens that were found in the prefix cache; it comes with the first token. Requests
+    that ask get `logprobs` of the tokens, and `prompt_logprobs` of the prompt's but the first:
+    piece by piece, in order, the last no later than the first new token.
     """
 
     request_id: str
     token_ids: list[int]
     finish_reason: FinishReason | None = None
+    cached_tokens: int = 0
     logprobs: Logprobs | None = None
     prompt_logprobs: Logprobs | None = None
 
 
+class StepStats(msgspec.Struct, frozen=True, kw_only=True):
+    """The engine after a step.
+
+    Attributes:
+        running, waiting: requests now.
+        blocks_used, blocks_total: blocks of the KV cache that running requests own, and all.
+        steps: since the start, like all that follows.
+        prompt_tokens: of requests that have begun to run.
+        prefix_hit_tokens: those of them that were found in the cache.
+        preemptions: how often a request gave its blocks back and was computed again.
+        schedule_s, forward_s, sample_s, rest_s: what the steps took, in seconds: choosing and
+            laying out tokens, computing logits, drawing, and waiting for ids and handing them on.
+    """
+
+    running: int = 0
+    waiting: int = 0
+    blocks_used: int = 0
+    blocks_total: int = 0
+    steps: int = 0
+    prompt_tokens: int = 0
+    prefix_hit_tokens: int = 0
+    preemptions: int = 0
+    schedule_s: float = 0.0
+    forward_s: float = 0.0
+    sample_s: float = 0.0
+    rest_s: float = 0.0
+
+
 class StepOutputs(msgspec.Struct, tag=True, frozen=True):
-    """Engine -> server: what one step produced."""
+    """Engine -> server: what one step produced, and how the engine is after it."""
 
     outputs: list[TokenOutput]
+    stats: StepStats
 
 
 class Accepted(msgspec.Struct, tag=True, frozen=True):

@@ -3,18 +3,29 @@
 A step is scheduled from how many tokens a sequence has; the last of them may still be in
 flight: drawn on the device by the step before, its id not known here yet.
 
-Requests join and leave between steps. A step runs one token of every sequence that decodes,
-then fills what is left of its token budget with chunks of prompts, oldest first. When blocks
-run out, the youngest sequence gives its blocks back and is computed again later; the oldest
-always goes on, and every admitted sequence fits the pool alone, so there is always progress.
+Requests join and leave between steps, in the order of priority, then of arrival. The rules:
+
+- A step runs one token of every sequence that decodes; prompts share what is left, or the limit
+  that the caller sets for steps that also decode. The first prompt in order gets at least half
+  of it, so nobody starves; the rest goes to the prompts with the fewest tokens left, so short
+  ones are not stuck behind a long one.
+- A prompt gets all its blocks when it is admitted, so only decodes can run out of them. Then the
+  sequence that would end last, by priority and then by how many tokens it may still generate,
+  gives its blocks back and is computed again. No new sequence is admitted until it has caught up.
+  Every sequence fits the pool alone, so the one that can end first always goes on, and whoever
+  was preempted generates at least one more token before that can happen to it again.
+- A prompt that begins as one does that is computed just now waits for those blocks, if that
+  other one is served no later than it would be itself.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import bisect_left, insort
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
-from qwell.runtime.kv_cache import BlockPool, blocks_for
+from qwell.runtime.block_pool import BlockPool
+from qwell.runtime.kv_cache import BLOCK_SIZE, blocks_for
 from qwell.runtime.logit_adjustment import LogitAdjustment, adjustment_of
 from qwell.runtime.sampling_params import SamplingParams
 
@@ -25,9 +36,15 @@ class Sequence:
 
     Attributes:
         token_ids: the tokens that are known.
+        priority: lower runs first.
+        cache_salt: only sequences of the same salt share cached prefixes.
+        arrival: how many came before it.
         num_in_flight: tokens after these that are drawn, but not known yet.
         num_computed: tokens that are in the cache once the steps in flight have run.
-        blocks: where they are.
+        blocks: where they are, and where the rest of the prompt will be.
+        block_keys: names of the blocks that `token_ids` fill, as far as they were needed.
+        num_registered: blocks that can be found by their name.
+        num_cached_tokens: prompt tokens that were in the cache when it was first admitted.
         end_ids: ids that end it.
         adjustment: what is done to its logits, if anything is.
         num_scored: leading prompt tokens whose log-probabilities have been taken, or need not be:
@@ -40,9 +57,15 @@ class Sequence:
     params: SamplingParams
     seed: int
     end_ids: frozenset[int] = frozenset()
+    priority: int = 0
+    cache_salt: str = ""
+    arrival: int = 0
     num_in_flight: int = 0
     num_computed: int = 0
     blocks: list[int] = field(default_factory=list)
+    block_keys: list[bytes] = field(default_factory=list)
+    num_registered: int = 0
+    num_cached_tokens: int | None = None
     adjustment: LogitAdjustment | None = field(init=False)
     num_scored: int = 1
 
@@ -62,6 +85,11 @@ class Sequence:
     @property
     def num_generated(self) -> int:
         return self.num_tokens - self.num_prompt_tokens
+
+    @property
+    def num_left(self) -> int:
+        """Tokens that it may still generate."""
+        return self.params.max_tokens - self.num_generated
 
     def arrived(self, token_id: int) -> None:
         """The first token in flight is known."""
@@ -95,90 +123,242 @@ class Chunk:
 
 
 class Scheduler:
-    """Continuous batching over one block pool."""
+    """Continuous batching over one block pool.
+
+    Attributes:
+        num_preemptions: how often a sequence was preempted since the start.
+        num_prompt_tokens: of all sequences that were admitted.
+        num_cached_tokens: those of them that were found in the cache.
+    """
 
     def __init__(self, pool: BlockPool, *, max_batch_tokens: int, max_num_seqs: int) -> None:
         self._pool = pool
         self._max_batch_tokens = max_batch_tokens
         # Every running sequence must be able to decode in every step.
         self._max_num_seqs = min(max_num_seqs, max_batch_tokens)
-        self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []  # oldest first
+        self._waiting: list[Sequence] = []  # in the order of `_turn`
+        self._running: dict[Sequence, None] = {}
+        # Preempted, and not yet where they were then; some wait, some are being computed.
+        self._behind: set[Sequence] = set()
+        # Names of prompt blocks that are not computed yet, and the running sequence that will.
+        self._coming: dict[bytes, Sequence] = {}
+        self._arrivals = 0
+        # The last step had a place for one more sequence, but no blocks.
+        self._is_full = False
+        self.num_preemptions = 0
+        self.num_prompt_tokens = 0
+        self.num_cached_tokens = 0
 
     @property
     def has_work(self) -> bool:
         return bool(self._waiting or self._running)
 
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_queued(self) -> int:
+        """Sequences that wait for others to end; the next step would admit the rest."""
+        room = 0 if self._is_full else self._max_num_seqs - len(self._running)
+        return max(0, len(self._waiting) - room)
+
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; its tokens at their most must fit the pool."""
-        self._waiting.append(sequence)
+        sequence.arrival = self._arrivals
+        self._arrivals += 1
+        insort(self._waiting, sequence, key=self._turn)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence, finished or aborted, if it is known; its blocks are free at once.
 
         That holds for a sequence in flight too: a device runs steps in the order of their
         launch. What a step in flight still writes to a block, it writes before the block's next
-        owner does, and an owner reads only what it has written itself.
+        owner does, and an owner reads only what it has written itself, or what was complete when
+        it was found.
         """
         if sequence in self._running:
-            self._running.remove(sequence)
-        elif sequence in self._waiting:
-            self._waiting.remove(sequence)
-        self._pool.give_back(sequence.blocks)
+            self._release(sequence)
+        else:
+            self._stop_waiting(sequence)
+        self._behind.discard(sequence)
 
-    def schedule(self) -> list[Chunk]:
-        """The chunks of the next step, every one with its blocks; empty without work."""
-        budget = self._max_batch_tokens
-        chunks: list[Chunk] = []
-        decoding = [s for s in self._running if s.num_uncomputed == 1]
-        prefilling = [s for s in self._running if s.num_uncomputed > 1]
-        preempted = False
-        for sequence in decoding + prefilling:
-            if sequence not in self._running or budget == 0:
-                continue
-            count = min(sequence.num_uncomputed, budget)
-            preempted |= self._make_room(sequence, count)
-            if sequence in self._running:
-                chunks.append(self._take(sequence, count))
-                budget -= count
-        # A sequence that made room may have had its chunk already.
-        chunks = [chunk for chunk in chunks if chunk.sequence in self._running]
-        while not preempted and budget > 0 and self._can_admit():
-            sequence = self._waiting.popleft()
-            self._running.append(sequence)
-            count = min(sequence.num_uncomputed, budget)
-            chunks.append(self._take(sequence, count))
-            budget -= count
+    def schedule(self, prefill_tokens: int | None = None) -> list[Chunk]:
+        """The chunks of the next step, every one with its blocks; empty without work.
+
+        Those of sequences that decode come first. `prefill_tokens` is the most tokens of prompts
+        in a step that also decodes; None is as many as the step has room for.
+        """
+        decoding = self._with_room([s for s in self._running if s.num_uncomputed == 1])
+        budget = self._max_batch_tokens - len(decoding)
+        if decoding and prefill_tokens is not None:
+            budget = min(budget, prefill_tokens)
+        chunks = [Chunk(s, s.num_computed, s.num_computed + 1) for s in decoding]
+        if budget > 0:
+            self._admit()
+            if len(self._running) > len(decoding):
+                served = set(decoding)
+                chunks += _shares([s for s in self._running if s not in served], budget)
         return chunks
 
-    def computed(self, chunks: list[Chunk]) -> None:
+    def computed(self, chunks: SequenceOf[Chunk]) -> None:
         """The step is launched: the chunks' tokens are in the cache for every later one."""
         for chunk in chunks:
-            chunk.sequence.num_scored = max(chunk.sequence.num_scored, chunk.scored.stop)
-            chunk.sequence.num_computed = chunk.end
+            sequence = chunk.sequence
+            sequence.num_scored = max(sequence.num_scored, chunk.scored.stop)
+            sequence.num_computed = chunk.end
+            full = min(chunk.end, len(sequence.token_ids)) // BLOCK_SIZE
+            if full > sequence.num_registered and self._pool.prefix_cache:
+                self._register(sequence, full)
+            if chunk.completes:
+                self._behind.discard(sequence)
 
-    def _can_admit(self) -> bool:
-        """Admit the next one only with room for all it has: else it would soon be preempted."""
-        if not self._waiting or len(self._running) >= self._max_num_seqs:
-            return False
-        return blocks_for(self._waiting[0].num_tokens + 1) <= self._pool.num_free
+    def _turn(self, sequence: Sequence) -> tuple[bool, int, int]:
+        return sequence not in self._behind, sequence.priority, sequence.arrival
 
-    def _missing_blocks(self, sequence: Sequence, count: int) -> int:
-        return blocks_for(sequence.num_computed + count) - len(sequence.blocks)
+    def _with_room(self, decoding: list[Sequence]) -> list[Sequence]:
+        """Those of `decoding` that go on, once others have made room for one more token of each."""
+        growing = {s for s in decoding if s.num_computed == len(s.blocks) * BLOCK_SIZE}
+        if len(growing) > self._pool.num_free:
+            while len(growing) > self._pool.num_free:
+                last = max(self._running, key=_ending)
+                self._preempt(last)
+                growing.discard(last)
+            decoding = [s for s in decoding if s in self._running]
+        for sequence in growing:
+            sequence.blocks += self._pool.take(1)
+        return decoding
 
-    def _make_room(self, sequence: Sequence, count: int) -> bool:
-        """Preempt the youngest until `count` more tokens fit; true if any was preempted."""
-        preempted = False
-        while self._missing_blocks(sequence, count) > self._pool.num_free:
-            youngest = self._running.pop()
-            self._pool.give_back(youngest.blocks)
-            youngest.num_computed = 0
-            self._waiting.appendleft(youngest)
-            preempted = True
-            if youngest is sequence:
+    def _preempt(self, sequence: Sequence) -> None:
+        self._release(sequence)
+        sequence.num_computed = 0
+        self._behind.add(sequence)
+        insort(self._waiting, sequence, key=self._turn)
+        self.num_preemptions += 1
+
+    def _release(self, sequence: Sequence) -> None:
+        """It runs no longer: others may have its blocks, and nobody waits for those to come."""
+        del self._running[sequence]
+        for key in sequence.block_keys[sequence.num_registered :]:
+            if self._coming.get(key) is sequence:
+                del self._coming[key]
+        self._pool.give_back(sequence.blocks)
+
+    def _stop_waiting(self, sequence: Sequence) -> None:
+        place = bisect_left(self._waiting, self._turn(sequence), key=self._turn)
+        if place < len(self._waiting) and self._waiting[place] is sequence:
+            del self._waiting[place]
+
+    def _admit(self) -> None:
+        """Let waiting sequences in, in their order, while there is room for all that one has."""
+        self._is_full = False
+        place = 0
+        first = min((s for s in self._running if s.num_uncomputed > 1), key=_order, default=None)
+        while place < len(self._waiting) and len(self._running) < self._max_num_seqs:
+            sequence = self._waiting[place]
+            if self._behind and sequence not in self._behind:
+                self._is_full = True
                 break
-        return preempted
+            if self._pool.prefix_cache:
+                self._name_blocks(sequence)
+                if self._is_worth_waiting(sequence, first):
+                    place += 1
+                    continue
+            found = self._pool.find(_usable_keys(sequence), sequence.token_ids)
+            missing = blocks_for(sequence.num_tokens + 1) - len(found)
+            if missing > self._pool.num_free - self._pool.num_idle(found):
+                self._is_full = True
+                break
+            del self._waiting[place]
+            self._start(sequence, found)
+            first = sequence if first is None else min(first, sequence, key=_order)
 
-    def _take(self, sequence: Sequence, count: int) -> Chunk:
-        sequence.blocks += self._pool.take(max(0, self._missing_blocks(sequence, count)))
-        return Chunk(sequence, sequence.num_computed, sequence.num_computed + count)
+    def _is_worth_waiting(self, sequence: Sequence, first: Sequence | None) -> bool:
+        """Whether blocks it begins with are being computed, no later than it could itself.
+
+        `first` is the prompt that gets half of a step.
+        """
+        if not self._coming:
+            return False
+        keys = reversed(_usable_keys(sequence))
+        owner = next((self._coming[key] for key in keys if key in self._coming), None)
+        if owner is None or owner is first:
+            return owner is not None
+        # The fewest tokens left go first. What the owner has computed, both have.
+        mine, others = (sequence.priority, sequence.num_tokens), (owner.priority, owner.num_tokens)
+        return others <= mine
+
+    def _start(self, sequence: Sequence, found: list[int]) -> None:
+        self._pool.share(found)
+        missing = blocks_for(sequence.num_tokens) - len(found)
+        sequence.blocks = found + self._pool.take(missing)
+        sequence.num_registered = len(found)
+        sequence.num_computed = len(found) * BLOCK_SIZE
+        if sequence.num_cached_tokens is None:
+            sequence.num_cached_tokens = sequence.num_computed
+            self.num_prompt_tokens += sequence.num_prompt_tokens
+            self.num_cached_tokens += sequence.num_computed
+        for key in sequence.block_keys[len(found) :]:
+            self._coming.setdefault(key, sequence)
+        self._running[sequence] = None
+
+    def _name_blocks(self, sequence: Sequence) -> None:
+        self._pool.extend_keys(sequence.block_keys, sequence.token_ids, sequence.cache_salt)
+
+    def _register(self, sequence: Sequence, full: int) -> None:
+        """Its first `full` blocks can be found from now on."""
+        self._name_blocks(sequence)
+        for place in range(sequence.num_registered, full):
+            key, start = sequence.block_keys[place], place * BLOCK_SIZE
+            token_ids = sequence.token_ids[start : start + BLOCK_SIZE]
+            self._pool.register(sequence.blocks[place], key, token_ids)
+            if self._coming.get(key) is sequence:
+                del self._coming[key]
+        sequence.num_registered = full
+
+    def check(self) -> None:
+        """Assert that the books are right, between steps; for tests."""
+        self._pool.check(sequence.blocks for sequence in self._running)
+        assert self._waiting == sorted(self._waiting, key=self._turn)
+        assert not any(s.blocks or s.num_computed or s in self._running for s in self._waiting)
+        assert self._behind <= {*self._waiting, *self._running}
+        assert set(self._coming.values()) <= set(self._running)
+
+
+def _order(sequence: Sequence) -> tuple[int, int]:
+    return sequence.priority, sequence.arrival
+
+
+def _ending(sequence: Sequence) -> tuple[int, int, int]:
+    """The order in which sequences would end, if all ran."""
+    return sequence.priority, sequence.num_left, sequence.arrival
+
+
+def _usable_keys(sequence: Sequence) -> list[bytes]:
+    """Names of the blocks that it may find in the cache.
+
+    One token is left to be computed, and so is every one whose logits are to tell the
+    log-probability of the prompt token that follows it.
+    """
+    scores = sequence.params.prompt_logprobs is not None
+    scores = scores and sequence.num_scored < sequence.num_prompt_tokens
+    usable = sequence.num_scored if scores else sequence.num_tokens
+    return sequence.block_keys[: (usable - 1) // BLOCK_SIZE]
+
+
+def _shares(prompts: SequenceOf[Sequence], budget: int) -> list[Chunk]:
+    """Half of the budget for the first in order, the rest for the fewest tokens left."""
+    first = min(prompts, key=_order)
+    counts = {first: min(first.num_uncomputed, (budget + 1) // 2)}
+    budget -= counts[first]
+    for prompt in sorted(prompts, key=lambda s: (s.priority, s.num_uncomputed, s.arrival)):
+        if budget == 0:
+            break
+        given = counts.get(prompt, 0)
+        counts[prompt] = min(prompt.num_uncomputed, given + budget)
+        budget -= counts[prompt] - given
+    return [Chunk(s, s.num_computed, s.num_computed + count) for s, count in counts.items()]

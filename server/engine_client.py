@@ -17,9 +17,9 @@ from qwell.runtime.messages import (
     Rejected,
     StartFailed,
     StepOutputs,
+    StepStats,
     TokenOutput,
 )
-from qwell.runtime.sampling_params import SamplingParams
 from qwell.server.engine_process import WORKER_COMMAND, EngineProcess
 from qwell.server.errors import EngineLoadingError, StartError
 
@@ -38,6 +38,9 @@ class EngineClient:
 
     Each request has a sink, a plain function that gets its events in order: Accepted or
     Rejected, then TokenOutputs; or an EngineDeadError in place of whatever was to follow.
+
+    Attributes:
+        stats: what the engine said of itself after its last step.
     """
 
     def __init__(self, options: EngineOptions, command: Sequence[str] = WORKER_COMMAND) -> None:
@@ -48,6 +51,7 @@ class EngineClient:
         self._sinks: dict[str, Sink] = {}
         self._status: EngineStatus = "loading"
         self._failed_starts = 0
+        self.stats = StepStats()
 
     @property
     def status(self) -> EngineStatus:
@@ -66,13 +70,11 @@ class EngineClient:
             raise EngineLoadingError("Loading model")
         raise EngineDeadError("The engine has died; a new one is starting")
 
-    def add(
-        self, request_id: str, prompt_ids: list[int], params: SamplingParams, sink: Sink
-    ) -> None:
+    def add(self, request: Add, sink: Sink) -> None:
         """Hand a request to the engine. Raises what `ready_info` raises."""
         self.ready_info()
-        self._sinks[request_id] = sink
-        self._send(Add(request_id, prompt_ids, params))
+        self._sinks[request.request_id] = sink
+        self._send(request)
 
     def abort(self, request_id: str) -> None:
         """Have the engine forget a request; its sink hears nothing more."""
@@ -118,6 +120,7 @@ class EngineClient:
 
     def _lose_process(self, reason: str) -> None:
         self._process = None
+        self.stats = StepStats()
         if self._status == "ok":
             self._status = "restarting"
         sinks, self._sinks = self._sinks, {}
@@ -126,6 +129,7 @@ class EngineClient:
 
     def _dispatch(self, message: EngineInfo | Accepted | Rejected | StepOutputs) -> None:
         if isinstance(message, StepOutputs):
+            self.stats = message.stats
             for output in message.outputs:
                 self._deliver(output.request_id, output, last=output.finish_reason is not None)
         elif isinstance(message, Accepted):

@@ -68,6 +68,9 @@ def as_http_error(error: Exception) -> HttpError:
     """The status and OpenAI fields of any exception that reaches the edge of the server."""
     if isinstance(error, HttpError):
         return error
+    if isinstance(error, RequestError) and error.code == "queue_full":
+        headers = {"Retry-After": str(RETRY_AFTER_S)}
+        return HttpError(429, str(error), type="rate_limit_error", code=error.code, headers=headers)
     if isinstance(error, RequestError):
         return HttpError(400, str(error), param=error.param, code=error.code)
     if isinstance(error, EngineLoadingError):

@@ -12,6 +12,7 @@ from uuid import uuid4
 from qwell.runtime.errors import EngineDeadError, RequestError
 from qwell.runtime.messages import (
     Accepted,
+    Add,
     EngineInfo,
     FinishReason,
     Rejected,
@@ -26,10 +27,12 @@ from qwell.server.engine_client import EngineClient, EngineEvent
 
 @dataclass(frozen=True)
 class Job:
-    """One completion to compute."""
+    """One completion to compute; see `Engine.add`."""
 
     prompt_ids: list[int]
     params: SamplingParams
+    priority: int = 0
+    cache_salt: str = ""
 
 
 class ScoredToken(NamedTuple):
@@ -86,6 +89,8 @@ class Generation:
     Attributes:
         completion_tokens: tokens generated so far, of all choices; tokens behind a stop string
             do not count.
+        cached_tokens: prompt tokens of each choice that were found in the prefix cache, known
+            with its first token.
     """
 
     engine: EngineClient
@@ -93,9 +98,13 @@ class Generation:
     jobs: Sequence[Job]
     prompt_param: str
     completion_tokens: int = 0
+    cached_tokens: list[int] = field(init=False)
     _choices: list[_Running] = field(default_factory=list)
     _events: asyncio.Queue[tuple[int, EngineEvent]] = field(default_factory=asyncio.Queue)
     _early: deque[tuple[int, EngineEvent]] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        self.cached_tokens = [0] * len(self.jobs)
 
     async def start(self) -> None:
         """Hand all jobs to the engine; returns once it has accepted every one.
@@ -161,9 +170,7 @@ class Generation:
         prompt = None if params.prompt_logprobs is None else first
         self._choices.append(_Running(request_id, text, job, prompt))
         self.engine.add(
-            request_id,
-            job.prompt_ids,
-            job.params,
+            Add(request_id, job.prompt_ids, job.params, job.priority, job.cache_salt),
             lambda event: self._events.put_nowait((index, event)),
         )
 
@@ -190,6 +197,7 @@ class Generation:
             raise event
         if isinstance(event, Accepted | Rejected):
             raise RuntimeError(f"{choice.request_id}: {event} after it was accepted")
+        self.cached_tokens[index] += event.cached_tokens
         prompt = _told_prompt(choice, event)
         finish_reason = event.finish_reason
         text = ""

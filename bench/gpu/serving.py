@@ -41,9 +41,16 @@ class Throughput:
 
 
 def engine(model: LoadedModel, max_num_seqs: int, *, eager: bool) -> Engine:
-    """An engine over a model that is loaded already; no id ends a completion."""
+    """An engine over a model that is loaded already; no id ends a completion.
+
+    It computes every prompt: a warm-up must not leave it less to do.
+    """
     options = EngineOptions(
-        model="", eager=eager, max_batch_tokens=BATCH_TOKENS, max_num_seqs=max_num_seqs
+        model="",
+        eager=eager,
+        max_batch_tokens=BATCH_TOKENS,
+        max_num_seqs=max_num_seqs,
+        prefix_cache=False,
     )
     return Engine(model, options)
 

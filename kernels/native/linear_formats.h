@@ -120,7 +120,8 @@ struct Bf16 {
   static constexpr int kColumns = 2;
   static constexpr std::int64_t kBytes = kPanelRows * 4;
   static constexpr std::int64_t kInputBytes = 8;
-  static constexpr int kTokens = kDenseTokens;
+  // With 16 registers of 8 lanes there is no room beside six rows to widen weights.
+  static constexpr int kTokens = Vec::width == 8 ? 4 : kDenseTokens;
   static constexpr int panels(int tokens) { return dense_panels(tokens); }
 
   static void arrange(const float* x, std::int64_t columns, int row, int rows, std::uint8_t* out) {
@@ -141,7 +142,7 @@ struct Bf16 {
 #endif
 
 // int8 and int4. Arranged, for each group: what the zero point takes from the sums, a word each
-// row; scales; [8][rows] words of four columns.
+// row; scales; [8][rows] quads of columns.
 template <int Bits>
 struct Grouped {
   using Dot = std::conditional_t<Bits == 8, Int8Dot, Int4Dot>;
@@ -149,7 +150,7 @@ struct Grouped {
   static constexpr int kQuads = kColumns / 4;
   static constexpr std::int64_t kScaleBytes = kPanelRows * 2;
   static constexpr std::int64_t kBytes = kScaleBytes + kPanelRows * kColumns * Bits / 8;
-  static constexpr std::int64_t kInputBytes = 8 + kColumns;
+  static constexpr std::int64_t kInputBytes = 8 + kQuads * Dot::kQuadBytes;
   static constexpr int kTokens = kIntTokens;
   static constexpr std::int32_t kZero = 1 << (Bits - 1);
 
@@ -185,7 +186,7 @@ struct Grouped {
       put(out, row, -kZero * sum);
       put(out, rows + row, scale);
       for (int i = 0; i < kQuads; ++i) {
-        std::memcpy(out + ((2 + i) * rows + row) * 4, codes + 4 * i, 4);
+        Dot::put_quad(out + 8 * rows + (i * rows + row) * Dot::kQuadBytes, codes + 4 * i);
       }
     }
   }
@@ -230,14 +231,14 @@ struct Grouped {
   }
 
  private:
-  template <int Quad, int Tokens, class CodesOf>
+  template <int Place, int Tokens, class CodesOf>
   [[gnu::always_inline]] static void add_quad(const std::uint8_t* input,
                                               typename Dot::Sum (&dots)[Tokens][kVectors],
                                               const CodesOf& codes_of) {
     typename Dot::Weights weights[kVectors];
     unroll<kVectors>([&](auto v) QWELL_INLINE { weights[v] = Dot::prepare(codes_of(v)); });
     unroll<Tokens>([&](auto t) QWELL_INLINE {
-      const auto quad = get<std::int32_t>(input, (2 + Quad) * Tokens + t);
+      const auto quad = Dot::load_quad(input + 8 * Tokens + (Place * Tokens + t) * Dot::kQuadBytes);
       unroll<kVectors>([&](auto v) QWELL_INLINE { Dot::add(dots[t][v], weights[v], quad); });
     });
   }

@@ -29,7 +29,14 @@ from qwell.server.protocol.chat import (
     requested_max_tokens,
     template_messages,
 )
-from qwell.server.protocol.common import choice_params, includes_usage, new_id, usage
+from qwell.server.protocol.common import (
+    Usage,
+    choice_params,
+    includes_usage,
+    new_id,
+    place_of,
+    usage,
+)
 from qwell.server.protocol.logprobs import chat_logprobs
 from qwell.server.service import Service, system_fingerprint
 from qwell.server.sse import EventStream
@@ -59,7 +66,7 @@ async def create_chat_completion(service: Service, request: Request) -> Response
 
     answer_id, created = new_id("chatcmpl"), int(time.time())
     fingerprint = system_fingerprint(info)
-    jobs = [Job(prompt_ids, choice) for choice in params]
+    jobs = [Job(prompt_ids, choice, *place_of(body)) for choice in params]
     generation = Generation(service.engine, service.text.tokenizer, jobs, prompt_param="messages")
     await generation.start()
     if body.stream:
@@ -87,7 +94,7 @@ async def create_chat_completion(service: Service, request: Request) -> Response
             )
             for index, choice in enumerate(choices)
         ],
-        usage=usage(len(prompt_ids), generation.completion_tokens),
+        usage=_usage(len(prompt_ids), generation),
     )
     return JsonResponse(answer)
 
@@ -116,4 +123,10 @@ async def _chunks(
             ]
         )
     if with_usage:
-        yield answer(choices=[], usage=usage(prompt_tokens, generation.completion_tokens))
+        yield answer(choices=[], usage=_usage(prompt_tokens, generation))
+
+
+def _usage(prompt_tokens: int, generation: Generation) -> Usage:
+    # The other choices find the prompt that the first has computed.
+    cached_tokens = generation.cached_tokens[0]
+    return usage(prompt_tokens, generation.completion_tokens, cached_tokens)

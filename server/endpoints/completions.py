@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 
 import msgspec
@@ -16,7 +16,14 @@ from qwell.runtime.errors import RequestError
 from qwell.runtime.tokenizer import Tokenizer
 from qwell.server.generation import Generation, Job, ScoredToken
 from qwell.server.json_body import JsonResponse, read_json
-from qwell.server.protocol.common import choice_params, includes_usage, new_id, usage
+from qwell.server.protocol.common import (
+    Usage,
+    choice_params,
+    includes_usage,
+    new_id,
+    place_of,
+    usage,
+)
 from qwell.server.protocol.completions import (
     DEFAULT_MAX_TOKENS,
     Completion,
@@ -58,15 +65,22 @@ async def create_completion(service: Service, request: Request) -> Response:
         model=body.model,
         system_fingerprint=system_fingerprint(info),
     )
-    jobs = [Job(prompt_ids, choice) for prompt_ids in encoded for choice in params]
-    prompt_tokens = sum(len(prompt_ids) for prompt_ids in encoded)
+    place = place_of(body)
+    jobs = [Job(prompt_ids, choice, *place) for prompt_ids in encoded for choice in params]
     generation = Generation(service.engine, tokenizer, jobs, prompt_param="prompt")
     await generation.start()
+    count = partial(_usage, generation, sum(map(len, encoded)), len(params))
     echoes = _echoes(tokenizer, prompts, len(params)) if body.echo else [""] * len(jobs)
     if body.stream:
-        chunks = _chunks(answer, generation, echoes, prompt_tokens, includes_usage(body))
+        chunks = _chunks(answer, generation, echoes, count if includes_usage(body) else None)
         return EventStream(generation, chunks)
-    return JsonResponse(await _whole(answer, generation, echoes, prompt_tokens))
+    return JsonResponse(await _whole(answer, generation, echoes, count))
+
+
+def _usage(generation: Generation, prompt_tokens: int, choices_each: int) -> Usage:
+    # The other choices find the prompt that the first has computed.
+    cached_tokens = sum(generation.cached_tokens[::choices_each])
+    return usage(prompt_tokens, generation.completion_tokens, cached_tokens)
 
 
 def _encode(tokenizer: Tokenizer, prompts: Sequence[str | list[int]]) -> list[list[int]]:
@@ -92,7 +106,10 @@ def _echoes(
 
 
 async def _whole(
-    answer: partial[Completion], generation: Generation, echoes: Sequence[str], prompt_tokens: int
+    answer: partial[Completion],
+    generation: Generation,
+    echoes: Sequence[str],
+    count: Callable[[], Usage],
 ) -> Completion:
     choices = await generation.texts()
     return answer(
@@ -109,7 +126,7 @@ async def _whole(
                 zip(echoes, choices, _scores(generation, echoes), strict=True)
             )
         ],
-        usage=usage(prompt_tokens, generation.completion_tokens),
+        usage=count(),
     )
 
 
@@ -117,10 +134,9 @@ async def _chunks(
     answer: partial[Completion],
     generation: Generation,
     echoes: Sequence[str],
-    prompt_tokens: int,
-    with_usage: bool,
+    count: Callable[[], Usage] | None,
 ) -> AsyncIterator[Completion]:
-    chunk = partial(answer, usage=None if with_usage else UNSET)
+    chunk = partial(answer, usage=UNSET if count is None else None)
     all_scores = _scores(generation, echoes)
     for index, (echo, job) in enumerate(zip(echoes, generation.jobs, strict=True)):
         if echo and job.params.prompt_logprobs is None:
@@ -134,8 +150,8 @@ async def _chunks(
         elif delta.tokens and scores is not None:
             logprobs = scores.piece(delta.tokens)
         yield chunk(choices=[CompletionChoice(text, delta.index, delta.finish_reason, logprobs)])
-    if with_usage:
-        yield answer(choices=[], usage=usage(prompt_tokens, generation.completion_tokens))
+    if count is not None:
+        yield answer(choices=[], usage=count())
 
 
 def _scores(generation: Generation, echoes: Sequence[str]) -> list[CompletionScores | None]:

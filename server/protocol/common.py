@@ -28,6 +28,8 @@ Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 TokenId = Count
 TopCount = Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)]
 Seed = Annotated[int, Meta(ge=SEED_RANGE[0], le=SEED_RANGE[1])]
+Priority = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
+CacheSalt = Annotated[str, Meta(min_length=1, max_length=256)]
 ChoiceCount = Annotated[int, Meta(ge=1, le=MAX_CHOICES)]
 
 # Fields of OpenAI's that change nothing while they hold one of these values. Anything else asks
@@ -45,7 +47,7 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
 class SamplingRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The fields of both request types. Beyond OpenAI's: `top_k`, `min_p`, `typical_p`,
     `repetition_penalty`, `allowed_token_ids`, `bad_token_ids`, `min_tokens`, `stop_token_ids`,
-    `include_stop_str_in_output` and `ignore_eos`."""
+    `include_stop_str_in_output`, `ignore_eos`, `priority` and `cache_salt`."""
 
     model: str
     max_tokens: Count | None = None
@@ -63,6 +65,8 @@ class SamplingRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     bad_token_ids: list[TokenId] | None = None
     min_tokens: Count | None = None
     ignore_eos: bool | None = None
+    priority: Priority | None = None
+    cache_salt: CacheSalt | None = None
     n: ChoiceCount | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -72,17 +76,29 @@ class SamplingRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     logit_bias: dict[str, float] | None = None
 
 
+class PromptTokensDetails(msgspec.Struct):
+    """`cached_tokens` of the prompt were found in the prefix cache."""
+
+    cached_tokens: int
+
+
 class Usage(msgspec.Struct):
     """Token counts of an answer; a prompt counts once, however many choices it has."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
 
 
-def usage(prompt_tokens: int, completion_tokens: int) -> Usage:
+def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> Usage:
     """The counts with their sum."""
-    return Usage(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens)
+    return Usage(
+        prompt_tokens,
+        completion_tokens,
+        prompt_tokens + completion_tokens,
+        PromptTokensDetails(cached_tokens),
+    )
 
 
 def new_id(prefix: str) -> str:
@@ -122,6 +138,11 @@ def check_common(request: SamplingRequest) -> None:
 def includes_usage(request: SamplingRequest) -> bool:
     """Whether a stream is to end with a chunk of token counts."""
     return request.stream_options is not None and bool(request.stream_options.include_usage)
+
+
+def place_of(request: SamplingRequest) -> tuple[int, str]:
+    """Priority and cache salt."""
+    return request.priority or 0, request.cache_salt or ""
 
 
 def choice_params(

@@ -23,7 +23,7 @@ COMMANDS = ["serve", "generate", "chat", "pack", "demo-model"]
 CAPITAL = "What is the capital of France?"
 CAPITAL_ANSWER = "The capital of France is Paris."
 # Long enough that a signal reaches the process before the last token does.
-LONG = ["--prompt", "Once upon a time", "--temperature", "0", "--max-tokens", "2000"]
+LONG = ["--prompt", "Once upon a time", "--temperature", "0", "--max-tokens", "8000"]
 
 
 def error_line(run: subprocess.CompletedProcess[str]) -> str:

@@ -125,6 +125,32 @@ def test_preempted_requests_give_the_same_tokens(folder: Path) -> None:
     assert generate(tight, seeds) == roomy
 
 
+# torch's product of a row depends on the number of rows, so both runs must have the same chunks.
+@pytest.mark.parametrize(("family", "max_batch_tokens"), [("native", 512), ("reference", 64)])
+def test_a_cached_prefix_gives_the_same_bits(
+    folder: Path, family: str, max_batch_tokens: int
+) -> None:
+    prompt = [7 * place % VOCAB for place in range(75)]
+    kernels = dict.fromkeys(("linear", "attention", "rms_norm", "rope"), family)
+
+    def rows(before: list[int], *, cached: int) -> list[Tensor]:
+        """Logits that the tokens after the prompt came from, where `before` was served first."""
+        recorder = LogitsRecorder()
+        engine = start_engine(
+            folder, {"sample": recorder, **kernels}, max_batch_tokens=max_batch_tokens
+        )
+        for seed, ids in enumerate((before, prompt)):
+            params = SamplingParams(max_tokens=STEPS, temperature=0.0, seed=seed)
+            engine.add(str(seed), ids, params)
+            run_to_end(engine)
+        assert engine.stats.prefix_hit_tokens == cached
+        return [recorder.row(1, step) for step in range(STEPS)]
+
+    computed = rows([3], cached=0)
+    found = rows([*prompt[:70], 1, 2], cached=64)
+    assert all(map(torch.equal, found, computed))
+
+
 def test_a_seed_gives_the_same_sample_alone_and_among_others(folder: Path) -> None:
     def sampled(seeds: list[int]) -> dict[str, list[int]]:
         engine = start_engine(folder)

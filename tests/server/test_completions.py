@@ -37,6 +37,29 @@ def test_usage_counts_the_end_token(client: openai.OpenAI) -> None:
     assert answer.usage.total_tokens == len("say:hello") + len("hello") + 1
 
 
+def test_usage_tells_how_much_of_the_prompt_was_cached(client: openai.OpenAI) -> None:
+    prompts = ["say:again", "say:once more again"]
+
+    for n in (1, 2):
+        usage = client.completions.create(model="m", prompt=prompts, n=n).usage
+        assert usage is not None
+        assert usage.prompt_tokens_details is not None
+        assert usage.prompt_tokens_details.cached_tokens == usage.prompt_tokens - 2
+
+    usage = client.completions.create(model="m", prompt="say:hi").usage
+    assert usage is not None
+    assert usage.prompt_tokens_details is not None
+    assert usage.prompt_tokens_details.cached_tokens == 0
+
+
+def test_priority_and_cache_salt_reach_the_engine(server: ServerProcess) -> None:
+    given = server.complete("place", priority=-5, cache_salt="tenant 1")
+    left_out = server.complete("place")
+
+    assert given["choices"][0]["text"] == "-5 tenant 1"
+    assert left_out["choices"][0]["text"] == "0 "
+
+
 def test_sixteen_tokens_unless_told_otherwise(client: openai.OpenAI) -> None:
     answer = client.completions.create(model="m", prompt="say:" + "x" * 40)
 

@@ -7,7 +7,10 @@ The real loop runs a scripted engine, so that faults and timing are the test's t
     hold        accept, and never give a token
     crash       end the process by SIGKILL, after the tokens of any say: before it
     params      generate the sampling parameters as JSON
+    place       generate priority and cache salt
     report      generate how many requests run and how many were aborted
+    full        refuse, as if too many were waiting
+    again       say that all of the prompt but a token was cached
 
 Anything else is answered with "ok". With `ignore_eos` the text starts again at its end.
 """
@@ -29,7 +32,7 @@ import msgspec
 from qwell.runtime.engine_loop import run
 from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.errors import RequestError
-from qwell.runtime.messages import EngineInfo, StartFailed, TokenOutput, encode_frame
+from qwell.runtime.messages import EngineInfo, StartFailed, StepStats, TokenOutput, encode_frame
 from qwell.runtime.sampling_params import SamplingParams
 from qwell.runtime.tokenizer import Tokenizer
 
@@ -43,6 +46,7 @@ class _Request:
     left: int
     slow: bool
     crashes: bool
+    cached_tokens: int
 
 
 class ScriptedEngine:
@@ -70,7 +74,19 @@ class ScriptedEngine:
     def has_work(self) -> bool:
         return bool(self._requests)
 
-    def add(self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams) -> None:
+    @property
+    def stats(self) -> StepStats:
+        return StepStats(running=len(self._requests) + len(self._held))
+
+    def add(
+        self,
+        request_id: str,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        priority: int,
+        cache_salt: str,
+    ) -> None:
         limit = self.info.max_model_len
         for token_id in prompt_ids:
             if token_id >= self.info.vocab_size:
@@ -82,15 +98,21 @@ class ScriptedEngine:
                 code="context_length_exceeded",
             )
         prompt = self._tokenizer.decode(prompt_ids, skip_special=False)
+        if "full" in prompt:
+            raise RequestError("0 requests wait already", code="queue_full")
         if "hold" in prompt:
             self._held.add(request_id)
             return
         script = _SCRIPT.search(prompt)
         self._requests[request_id] = _Request(
-            reply=self._reply(self._text(prompt, params), params.ignore_eos),
+            reply=self._reply(
+                f"{priority} {cache_salt}" if "place" in prompt else self._text(prompt, params),
+                params.ignore_eos,
+            ),
             left=params.max_tokens,
             slow=script is not None and script[1] == "slow",
             crashes="crash" in prompt,
+            cached_tokens=len(prompt_ids) - 1 if "again" in prompt else 0,
         )
 
     def abort(self, request_id: str) -> None:
@@ -109,13 +131,14 @@ class ScriptedEngine:
             del self._requests[name]
             return TokenOutput(name, [], "length")
         token_id = next(request.reply)
+        cached, request.cached_tokens = request.cached_tokens, 0
         request.left -= 1
         if token_id == self._end and request.crashes:
             os.kill(os.getpid(), signal.SIGKILL)
         if token_id != self._end and request.left:
-            return TokenOutput(name, [token_id])
+            return TokenOutput(name, [token_id], None, cached)
         del self._requests[name]
-        return TokenOutput(name, [token_id], "stop" if token_id == self._end else "length")
+        return TokenOutput(name, [token_id], "stop" if token_id == self._end else "length", cached)
 
     def _text(self, prompt: str, params: SamplingParams) -> str:
         script = _SCRIPT.search(prompt)

@@ -159,5 +159,6 @@ def error_of(answer: requests.Response, status: int) -> dict[str, Any]:
     assert set(error) == {"message", "type", "param", "code"}
     assert isinstance(error["message"], str)
     assert error["message"]
-    assert error["type"] == ("invalid_request_error" if status < 500 else "server_error")
+    kind = "rate_limit_error" if status == 429 else "invalid_request_error"
+    assert error["type"] == (kind if status < 500 else "server_error")
     return error

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwell.runtime.batch import Batch, build_batch
+from qwell.runtime.block_pool import BlockPool
 from qwell.runtime.decode_graphs import DecodeGraphs, Step, bucket_sizes
 from qwell.runtime.engine_options import EngineOptions
-from qwell.runtime.kv_cache import BLOCK_SIZE, BlockPool, blocks_for
+from qwell.runtime.kv_cache import BLOCK_SIZE, blocks_for
 from qwell.runtime.loader import LoadedModel, load_model
 from qwell.runtime.sampled_ids import SampledIds
 from qwell.runtime.sampling_params import SamplingParams

@@ -10,11 +10,14 @@ import pytest
 import torch
 from checkpoints import make_checkpoint
 from engines import greedy, run_to_end, start_engine
+from token_model import token_model
 
 from qwell.kernels.ops import OP_NAMES
+from qwell.runtime.batch import Batch
 from qwell.runtime.engine import Engine
 from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.errors import EngineStartError, RequestError, UnsupportedModelError
+from qwell.runtime.kv_cache import KVCache
 from qwell.runtime.loader import largest_step, load_model
 from qwell.runtime.messages import TokenOutput
 from qwell.runtime.sampling_params import SamplingParams
@@ -107,6 +110,124 @@ def test_requests_that_cannot_be_served(
         engine.add("a", prompt, params(max_tokens))
     assert error.value.code == (code and "context_length_exceeded")
     assert not engine.has_work
+
+
+def test_a_full_queue_is_refused_and_a_batch_that_can_run_at_once_is_not(folder: Path) -> None:
+    engine = start_engine(folder, max_num_seqs=2, max_queue=3)
+    for i in range(5):
+        engine.add(str(i), PROMPT, params(4))
+    with pytest.raises(RequestError, match="3 requests wait already") as error:
+        engine.add("5", PROMPT, params(4))
+    assert error.value.code == "queue_full"
+    engine.step()
+    assert (engine.stats.running, engine.stats.waiting) == (2, 3)
+    engine.abort("4")
+    engine.add("5", PROMPT, params(4))
+    assert set(run_to_end(engine)) == {"0", "1", "2", "3", "5"}
+
+
+def test_requests_that_wait_for_blocks_fill_the_queue_too(folder: Path) -> None:
+    engine = start_engine(folder, kv_cache_tokens=64, max_model_len=64, max_queue=1)
+    engine.add("a", [1] * 40, params(8))
+    engine.add("b", [2] * 40, params(8))
+    engine.step()
+    assert (engine.stats.running, engine.stats.waiting) == (1, 1)
+    with pytest.raises(RequestError, match="1 requests wait"):
+        engine.add("c", [3] * 40, params(8))
+
+
+def test_what_can_never_fit_is_refused_also_where_the_cache_is_the_limit(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, max_position_embeddings=4096)
+    engine = start_engine(tmp_path, kv_cache_tokens=512)
+    with pytest.raises(RequestError, match="context is 512 tokens, but 513") as error:
+        engine.add("never", [1] * 500, params(13))
+    assert error.value.code == "context_length_exceeded"
+    engine.add("fits", [1] * 500, params(12))
+    assert len(run_to_end(engine)["fits"]) == 12
+
+
+def test_cached_prompt_tokens_come_with_the_first_token(engine: Engine) -> None:
+    prompt = [place % 7 for place in range(40)]
+    greedy(engine, prompt, 3)
+    engine.add("again", prompt, params(3))
+    engine.add("apart", prompt, params(3), cache_salt="apart")
+    outputs = [output for _ in range(3) for output in engine.step()]
+    assert [o.cached_tokens for o in outputs if o.request_id == "again"] == [32, 0, 0]
+    assert [o.cached_tokens for o in outputs if o.request_id == "apart"] == [0, 0, 0]
+
+
+def test_without_a_prefix_cache_everything_is_computed(folder: Path) -> None:
+    engine = start_engine(folder, prefix_cache=False)
+    prompt = [place % 7 for place in range(40)]
+    for _ in range(2):
+        greedy(engine, prompt, 3)
+    assert (engine.stats.prompt_tokens, engine.stats.prefix_hit_tokens) == (80, 0)
+
+
+def test_lower_priorities_run_first(folder: Path) -> None:
+    engine = start_engine(folder, max_num_seqs=1)
+    for name, priority in (("a", 1), ("b", 0), ("c", -1)):
+        engine.add(name, PROMPT, params(2), priority=priority)
+    assert list(run_to_end(engine)) == ["c", "b", "a"]
+
+
+def test_stats_tell_what_runs_and_what_was_done(folder: Path) -> None:
+    engine = start_engine(folder, kv_cache_tokens=256, max_batch_tokens=16)
+    assert engine.stats.blocks_total == 16
+    engine.add("a", [place % 7 for place in range(40)], params(4))
+    engine.add("b", [5, 6], params(4))
+    engine.step()
+    stats = engine.stats
+    assert (stats.running, stats.waiting, stats.blocks_used, stats.steps) == (2, 0, 4, 1)
+    run_to_end(engine)
+    stats = engine.stats
+    assert (stats.running, stats.waiting, stats.blocks_used) == (0, 0, 0)
+    assert (stats.prompt_tokens, stats.prefix_hit_tokens, stats.preemptions) == (42, 0, 0)
+    assert min(stats.schedule_s, stats.forward_s, stats.sample_s, stats.rest_s) > 0
+
+
+def test_prompts_beside_a_decode_keep_to_the_time_that_a_step_may_take() -> None:
+    seconds = 0.0
+    running = Engine(
+        token_model(32),
+        EngineOptions(model="", eager=True, max_batch_tokens=128, target_itl_ms=60),
+        clock=lambda: seconds,
+    )
+    decoder = running.model.decoder
+    forward = decoder.forward
+
+    def timed(batch: Batch, cache: KVCache) -> torch.Tensor:
+        nonlocal seconds
+        seconds += 0.02 + 0.002 * (len(batch.input_ids) - batch.extent.num_decodes)
+        return forward(batch, cache)
+
+    decoder.forward = timed
+    running.add("a", [1] * 100, params(40, ignore_eos=True))
+    for _ in range(10):
+        running.step()
+    running.add("b", [2] * 200, params(1))
+    for _ in range(8):
+        running.step()
+    assert decoder.steps[:2] == [100, 1], "nobody waits for a token yet"
+    assert all(16 <= count <= 22 for count in decoder.steps[12:18])
+
+
+def test_a_prompt_can_be_aborted_between_its_chunks(folder: Path) -> None:
+    engine = start_engine(folder, max_batch_tokens=16)
+    alone = greedy(engine, PROMPT, 20)
+    for steps in range(4):
+        engine.add("kept", PROMPT, params(20))
+        for _ in range(2):
+            engine.step()
+        engine.add("gone", [steps + 1] * 100, params(8))
+        for _ in range(steps):
+            engine.step()
+        blocks = engine.stats.blocks_used
+        engine.abort("gone")
+        assert engine.stats.blocks_used == (blocks - 7 if steps else blocks) == 1
+        rest = run_to_end(engine)
+        assert set(rest) == {"kept"}
+        assert rest["kept"] == alone[-len(rest["kept"]) :]
 
 
 def test_a_request_id_in_use_is_refused(engine: Engine) -> None:

@@ -82,7 +82,11 @@ def serve(running: Engine, loads: list[Load], *, aborts: bool) -> list[Stream]:
 
 requests = st.builds(
     Load,
-    prompt=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=60),
+    prompt=st.builds(
+        lambda shared, own: [place % 5 for place in range(shared)] + own,
+        st.sampled_from((0, 0, 20, 36)),
+        st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=40),
+    ),
     params=st.builds(
         SamplingParams,
         max_tokens=st.integers(0, 36),

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from qwell.kernels.errors import KernelError
 from qwell.kernels.native.runner import Runner
 from qwell.runtime.batch import Batch, build_batch
+from qwell.runtime.block_pool import BlockPool
 from qwell.runtime.engine import Engine
 from qwell.runtime.engine_options import EngineOptions
-from qwell.runtime.kv_cache import BLOCK_SIZE, BlockPool, blocks_for
+from qwell.runtime.kv_cache import BLOCK_SIZE, blocks_for
 from qwell.runtime.loader import LoadedModel, load_model
 from qwell.runtime.recorded_forward import RecordedForward
 from qwell.runtime.sampling_params import SamplingParams

@@ -1,108 +1,46 @@
-"""The scheduler over random loads: no block has two owners, nobody starves, all ends."""
+"""What the scheduler picks, step by step; test_scheduler_load.py has random loads."""
 
 from __future__ import annotations
 
-from collections import Counter
-
-import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from qwell.runtime.kv_cache import BLOCK_SIZE, BlockPool, blocks_for
+from qwell.runtime.block_pool import BlockPool
 from qwell.runtime.sampling_params import SamplingParams
-from qwell.runtime.scheduler import Chunk, Scheduler, Sequence
+from qwell.runtime.scheduler import Scheduler, Sequence
 
 
-def sequence(name: str, prompt: int, max_tokens: int = 8) -> Sequence:
+def sequence(
+    name: str, prompt: int | list[int], max_tokens: int = 8, priority: int = 0, salt: str = ""
+) -> Sequence:
+    """A sequence; prompts given by their length have nothing in common."""
+    ids = [ord(name[0]) * 1000 + i for i in range(prompt)] if isinstance(prompt, int) else prompt
     params = SamplingParams(max_tokens=max_tokens)
-    return Sequence(name, list(range(prompt)), prompt, params, seed=0)
+    return Sequence(name, list(ids), len(ids), params, 0, priority=priority, cache_salt=salt)
 
 
-def check_step(chunks: list[Chunk], pool: BlockPool, known: list[Sequence], budget: int) -> None:
-    assert sum(chunk.end - chunk.start for chunk in chunks) <= budget
-    assert len({chunk.sequence.request_id for chunk in chunks}) == len(chunks)
-    for chunk in chunks:
-        assert chunk.start == chunk.sequence.num_computed < chunk.end
-        assert chunk.end <= len(chunk.sequence.token_ids)
-        assert len(chunk.sequence.blocks) == blocks_for(chunk.end)
-    owners = Counter(block for seq in known for block in seq.blocks)
-    assert all(count == 1 for count in owners.values())
-    assert len(owners) + pool.num_free == pool.num_blocks
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    requests=st.lists(
-        st.tuples(st.integers(1, 90), st.integers(1, 40), st.integers(0, 30)),
-        min_size=1,
-        max_size=12,
-    ),
-    num_blocks=st.integers(9, 30),
-    budget=st.integers(1, 64),
-    max_num_seqs=st.integers(1, 8),
-    aborted=st.sets(st.integers(0, 11), max_size=3),
-)
-def test_every_request_ends_and_gives_its_blocks_back(
-    requests: list[tuple[int, int, int]],
-    num_blocks: int,
-    budget: int,
-    max_num_seqs: int,
-    aborted: set[int],
-) -> None:
-    pool = BlockPool(num_blocks)
-    scheduler = Scheduler(pool, max_batch_tokens=budget, max_num_seqs=max_num_seqs)
-    pending = [
-        (arrival, sequence(str(i), prompt, max_tokens))
-        for i, (prompt, max_tokens, arrival) in enumerate(requests)
-        if prompt + max_tokens <= num_blocks * BLOCK_SIZE
-    ]
-    known = [seq for _, seq in pending]
-    live: list[Sequence] = []
-    work = sum(len(seq.token_ids) + seq.params.max_tokens for seq in known)
-    # Preemption computes tokens again, but only ever after the oldest has gone on.
-    for step in range(40 + 60 * work):
-        for arrival, seq in pending:
-            if arrival == step:
-                scheduler.add(seq)
-                live.append(seq)
-        for seq in list(live):
-            if step == 7 and int(seq.request_id) in aborted:
-                scheduler.remove(seq)
-                live.remove(seq)
-        chunks = scheduler.schedule()
-        check_step(chunks, pool, known, budget)
-        assert bool(chunks) == bool(live), "work waits, but the step is empty"
-        scheduler.computed(chunks)
-        for chunk in chunks:
-            if chunk.completes:
-                seq = chunk.sequence
-                seq.token_ids.append(0)
-                if seq.num_generated == seq.params.max_tokens:
-                    scheduler.remove(seq)
-                    live.remove(seq)
-        if not live and all(arrival <= step for arrival, _ in pending):
-            break
-    assert not live
-    assert not scheduler.has_work
-    assert pool.num_free == num_blocks
-
-
-def run(scheduler: Scheduler, steps: int) -> list[list[tuple[str, int, int]]]:
+def run(
+    scheduler: Scheduler, steps: int, prefill_tokens: int | None = None
+) -> list[list[tuple[str, int, int]]]:
     history = []
     for _ in range(steps):
-        chunks = scheduler.schedule()
+        chunks = scheduler.schedule(prefill_tokens)
         scheduler.computed(chunks)
         for chunk in chunks:
             if chunk.completes:
                 chunk.sequence.token_ids.append(0)
+        scheduler.check()
         history.append([(c.sequence.request_id, c.start, c.end) for c in chunks])
     return history
 
 
+def started(num_blocks: int, *sequences: Sequence, **limits: int) -> Scheduler:
+    limits = {"max_batch_tokens": 64, "max_num_seqs": 8, **limits}
+    scheduler = Scheduler(BlockPool(num_blocks), **limits)
+    for each in sequences:
+        scheduler.add(each)
+    return scheduler
+
+
 def test_prompts_run_in_chunks_beside_sequences_that_decode() -> None:
-    scheduler = Scheduler(BlockPool(64), max_batch_tokens=10, max_num_seqs=4)
-    scheduler.add(sequence("short", 4))
-    scheduler.add(sequence("long", 20))
+    scheduler = started(64, sequence("short", 4), sequence("long", 20), max_batch_tokens=10)
     assert run(scheduler, 4) == [
         [("short", 0, 4), ("long", 0, 6)],
         [("short", 4, 5), ("long", 6, 15)],
@@ -111,37 +49,114 @@ def test_prompts_run_in_chunks_beside_sequences_that_decode() -> None:
     ]
 
 
-def test_the_youngest_gives_way_when_blocks_run_out() -> None:
-    scheduler = Scheduler(BlockPool(4), max_batch_tokens=64, max_num_seqs=4)
-    old, young = sequence("old", 31, 40), sequence("young", 30, 40)
-    scheduler.add(old)
-    scheduler.add(young)
-    # Both fill two blocks; the third block of the old one is the young one's.
+def test_steps_that_decode_have_a_limit_for_prompts_and_others_have_not() -> None:
+    scheduler = started(64, sequence("a", 4), sequence("b", 60), max_batch_tokens=40)
+    assert run(scheduler, 3, prefill_tokens=8) == [
+        [("a", 0, 4), ("b", 0, 36)],
+        [("a", 4, 5), ("b", 36, 44)],
+        [("a", 5, 6), ("b", 44, 52)],
+    ]
+
+
+def test_the_oldest_prompt_gets_half_and_the_shortest_the_rest() -> None:
+    prompts = [sequence("old", 100), sequence("mid", 60), sequence("tiny", 5)]
+    scheduler = started(64, *prompts, max_batch_tokens=21)
+    assert run(scheduler, 2) == [
+        [("old", 0, 11), ("tiny", 0, 5), ("mid", 0, 5)],
+        [("tiny", 5, 6), ("old", 11, 21), ("mid", 5, 15)],
+    ]
+
+
+def test_lower_priorities_run_first() -> None:
+    sequences = [sequence("a", 8, priority=1), sequence("b", 8), sequence("c", 8, priority=-1)]
+    scheduler = started(64, *sequences, max_num_seqs=1)
+    for name in ("c", "b", "a"):
+        [[(picked, _, _)]] = run(scheduler, 1)
+        assert picked == name
+        scheduler.remove(next(s for s in sequences if s.request_id == name))
+
+
+def test_the_one_that_can_end_first_is_kept_when_blocks_run_out() -> None:
+    old, young = sequence("old", 31, 30), sequence("young", 30, 20)
+    scheduler = started(4, old, young)
+    # Both fill two blocks; the third block of the young one is the old one's.
     assert run(scheduler, 3) == [
         [("old", 0, 31), ("young", 0, 30)],
         [("old", 31, 32), ("young", 30, 31)],
-        [("old", 32, 33)],
+        [("young", 31, 32)],
     ]
-    assert (young.num_computed, young.blocks) == (0, [])
-    scheduler.remove(old)
-    assert run(scheduler, 1) == [[("young", 0, 32)]]
+    assert (old.num_computed, old.blocks) == (0, [])
+    assert scheduler.num_preemptions == 1
+    scheduler.add(sequence("new", 1))
+    assert run(scheduler, 1) == [[("young", 32, 33)]], "nobody goes before a preempted one"
+    scheduler.remove(young)
+    # The first block had not been needed by anyone else, and holds the same tokens.
+    assert run(scheduler, 2) == [
+        [("old", 16, 33)],
+        [("old", 33, 34), ("new", 0, 1)],
+    ]
 
 
 def test_a_waiting_sequence_is_admitted_only_with_room_for_its_prompt() -> None:
-    pool = BlockPool(4)
-    scheduler = Scheduler(pool, max_batch_tokens=64, max_num_seqs=4)
     first = sequence("first", 40)
-    scheduler.add(first)
-    scheduler.add(sequence("second", 20))
+    scheduler = started(4, first, sequence("second", 20))
     assert run(scheduler, 1) == [[("first", 0, 40)]]
     scheduler.remove(first)
     assert run(scheduler, 1) == [[("second", 0, 20)]]
 
 
-def test_a_pool_does_not_hand_out_more_than_it_has() -> None:
-    pool = BlockPool(2)
-    taken = pool.take(2)
-    with pytest.raises(ValueError, match="1 blocks wanted, 0 free"):
-        pool.take(1)
-    pool.give_back(taken)
-    assert (pool.num_free, taken) == (2, [])
+def test_a_prompt_that_was_computed_before_is_not_computed_again() -> None:
+    ids = list(range(100, 140))
+    first = sequence("first", ids)
+    scheduler = started(16, first, max_batch_tokens=512)
+    run(scheduler, 3)
+    again, whole, other = sequence("b", ids), sequence("c", ids[:32]), sequence("d", ids[1:])
+    for each in (again, whole, other, sequence("e", ids, salt="mine")):
+        scheduler.add(each)
+    assert run(scheduler, 1) == [
+        [
+            ("first", 42, 43),
+            # At least one token is left to compute, whose logits give the next.
+            *[("b", 32, 40), ("c", 16, 32), ("d", 0, 39), ("e", 0, 40)],
+        ]
+    ]
+    assert (again.num_cached_tokens, whole.num_cached_tokens) == (32, 16)
+    assert scheduler.num_cached_tokens == 48
+
+
+def test_generated_tokens_are_found_too() -> None:
+    first = sequence("first", list(range(30)), 20)
+    scheduler = started(16, first)
+    run(scheduler, 10)
+    scheduler.remove(first)
+    scheduler.add(sequence("turn", [*first.token_ids, 5, 5, 5]))
+    assert run(scheduler, 1) == [[("turn", 32, 43)]]
+
+
+def test_equal_prompts_at_once_are_computed_once() -> None:
+    ids = list(range(100, 140))
+    choices = [sequence(name, ids) for name in "abc"]
+    scheduler = started(16, *choices, max_batch_tokens=30)
+    assert run(scheduler, 3) == [
+        [("a", 0, 30)],
+        [("a", 30, 40)],
+        [("a", 40, 41), ("b", 32, 40), ("c", 32, 40)],
+    ]
+
+
+def test_a_prompt_does_not_wait_for_one_that_is_served_later() -> None:
+    ids = list(range(100, 140))
+    oldest, long = sequence("old", 200), sequence("long", ids + [7] * 200)
+    scheduler = started(64, oldest, long, max_batch_tokens=40)
+    run(scheduler, 1)
+    scheduler.add(sequence("short", [*ids, 8]))
+    assert run(scheduler, 1) == [[("old", 40, 60), ("short", 0, 20)]]
+
+
+def test_others_need_not_wait_when_the_one_they_wait_for_is_gone() -> None:
+    ids = list(range(100, 140))
+    first = sequence("a", ids)
+    scheduler = started(16, first, sequence("b", ids), max_batch_tokens=20)
+    assert run(scheduler, 1) == [[("a", 0, 20)]]
+    scheduler.remove(first)
+    assert run(scheduler, 1) == [[("b", 16, 36)]]

@@ -1,5 +1,8 @@
 #pragma once
 
+#include <cstdint>
+#include <cstring>
+
 #include "simd.h"
 
 // Dot products of codes, Vec::width rows of four columns each, with four signed bytes:
@@ -8,7 +11,9 @@
 //   Int8Dot, Int4Dot    of codes 1 .. 255 with zero point 128, and 0 .. 15 with 8
 //     Weights prepare(Codes)           once for all that they are multiplied with
 //     Sum begin(zero)                  exact sums of up to 32 columns
-//     add(Sum&, Weights, quad)         quad holds four bytes of -127 .. 127
+//     put_quad(to, const int8_t*)      four bytes of -127 .. 127, arranged in kQuadBytes
+//     Quad load_quad(const uint8_t*)
+//     add(Sum&, Weights, Quad)
 //     Vec end(Sum, zero)               sum (code - zero point) * x; `zero` points to the bytes'
 //                                      sum times the negated zero point
 //   kIntTokens          tokens whose sums fit the registers
@@ -16,6 +21,25 @@
 // Of bfloat16, two columns of a row in a word: with QWELL_BF16_DOT dot_pairs(sum, weights, pair) is
 // sum + w0 * x0 + w1 * x1, without it even_of_pairs(from) and odd_of_pairs(from) widen one column
 // of Vec::width words.
+
+namespace qwell::QWELL_ISA {
+namespace {
+
+inline std::int32_t load_word(const std::uint8_t* from) {
+  std::int32_t word;
+  std::memcpy(&word, from, sizeof(word));
+  return word;
+}
+
+struct ByteQuads {
+  using Quad = std::int32_t;
+  static constexpr int kQuadBytes = 4;
+  static void put_quad(std::uint8_t* to, const std::int8_t* bytes) { std::memcpy(to, bytes, 4); }
+  static Quad load_quad(const std::uint8_t* from) { return load_word(from); }
+};
+
+}  // namespace
+}  // namespace qwell::QWELL_ISA
 
 #if defined(QWELL_ISA_AVX512) || defined(QWELL_ISA_AVX512_BF16)
 #include "dot_avx512.h"

@@ -16,7 +16,7 @@ inline Codes low_halves(Codes a) { return {_mm512_and_si512(a.v, _mm512_set1_epi
 inline Codes high_halves(Codes a) { return low_halves({_mm512_srli_epi16(a.v, 4)}); }
 
 // VNNI takes unsigned codes as they are: sums begin with what the zero point takes away.
-struct UnsignedDot {
+struct UnsignedDot : ByteQuads {
   using Sum = __m512i;
   using Weights = Codes;
   static Weights prepare(Codes codes) { return codes; }

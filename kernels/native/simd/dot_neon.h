@@ -17,7 +17,7 @@ inline Codes high_halves(Codes a) { return {vshrq_n_u8(a.v, 4)}; }
 
 // Products of signed bytes: the zero point is taken from the codes.
 template <std::uint8_t Zero>
-struct SignedDot {
+struct SignedDot : ByteQuads {
   using Sum = int32x4_t;
   using Weights = int8x16_t;
   static Weights prepare(Codes codes) {

@@ -28,7 +28,7 @@ inline Codes high_halves(Codes a) {
   return a;
 }
 
-struct UnsignedDot {
+struct UnsignedDot : ByteQuads {
   struct Sum {
     std::int32_t lane[Vec::width];
   };

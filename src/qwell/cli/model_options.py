@@ -51,6 +51,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="size of the KV cache in tokens (default: from the memory that is free)",
     )
     parser.add_argument(
+        "--prefix-cache",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="use the cache of ended requests again where prompts begin alike (default: on)",
+    )
+    parser.add_argument(
         "--gpu-memory-utilization",
         metavar="SHARE",
         type=_share,
@@ -134,6 +140,7 @@ def engine_options(arguments: argparse.Namespace, model: str) -> EngineOptions:
         kv_cache_dtype=arguments.kv_cache_dtype,
         max_model_len=arguments.max_model_len,
         kv_cache_tokens=arguments.kv_cache_tokens,
+        prefix_cache=arguments.prefix_cache,
         gpu_memory_utilization=arguments.gpu_memory_utilization,
         threads=arguments.threads,
         eager=arguments.eager,

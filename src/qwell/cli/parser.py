@@ -136,6 +136,20 @@ def _add_serve(commands: Any) -> None:
         help=f"TCP port, 0 for any free one (default: {DEFAULT_PORT})",
     )
     parser.add_argument(
+        "--max-queue",
+        metavar="N",
+        type=positive,
+        default=128,
+        help="most requests that wait for others to end; more are refused (default: 128)",
+    )
+    parser.add_argument(
+        "--target-itl-ms",
+        metavar="MS",
+        type=positive,
+        help="longest time between two tokens of a request that new prompts may cause (default: "
+        "twice what it is without them, but at least 50)",
+    )
+    parser.add_argument(
         "--served-model-name",
         metavar="NAME",
         action="append",

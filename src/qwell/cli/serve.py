@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from msgspec.structs import replace
+
 from qwell.cli.model_options import engine_options
 from qwell.cli.parser import DEFAULT_HOST, DEFAULT_PORT
 from qwell.runtime.checkpoint.resolve import resolve_model
@@ -13,8 +15,13 @@ from qwell.server.options import ServeOptions
 
 
 def run(arguments: argparse.Namespace) -> int:
+    engine = replace(
+        engine_options(arguments, str(resolve_model(arguments.model))),
+        max_queue=arguments.max_queue,
+        target_itl_ms=arguments.target_itl_ms,
+    )
     options = ServeOptions(
-        engine=engine_options(arguments, str(resolve_model(arguments.model))),
+        engine=engine,
         model_name=arguments.model or DEMO_MODEL_NAME,
         is_demo=arguments.model is None,
         host=DEFAULT_HOST if arguments.host is None else arguments.host,

@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.timeout(900)
 def test_kernels_in_the_interpreter():
     folder = Path(__file__).parent / "interpreter"
     # -I: the repository root must not get onto sys.path, where `kernels` would be found.
