@@ -172,6 +172,23 @@ def test_neither_neighbours_nor_preemption_nor_overlap_change_them(
         assert len(tokens) >= params.min_tokens
 
 
+def test_a_cached_prompt_is_scored_all_the_same() -> None:
+    values = EngineOptions(model="", eager=True, max_batch_tokens=20)
+    engine = Engine(token_model(16), values)
+    prompt = [(5 * i) % VOCAB for i in range(70)]
+    found = []
+    for scored in (None, 2, 2, None):
+        engine.add("a", prompt, SamplingParams(max_tokens=1, prompt_logprobs=scored, seed=1))
+        outputs = []
+        while engine.has_work:
+            outputs += engine.step()
+        scores = [t for o in outputs if o.prompt_logprobs for t in o.prompt_logprobs.tokens()]
+        found.append((sum(output.cached_tokens for output in outputs), scores))
+    assert [cached for cached, _ in found] == [0, 0, 0, 64]
+    assert [len(scores) for _, scores in found] == [0, 69, 69, 0]
+    assert found[1] == found[2]
+
+
 @pytest.mark.parametrize(
     ("settings_", "field"),
     [
