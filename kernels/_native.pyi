@@ -16,6 +16,12 @@ class DType(enum.Enum):
     bfloat16 = 1
     float16 = 2
 
+class CacheDType(enum.Enum):
+    float32 = 0
+    bfloat16 = 1
+    float16 = 2
+    int8 = 3
+
 class WeightFormat(enum.Enum):
     f32 = 0
     bf16 = 1
@@ -68,10 +74,12 @@ class AttentionCall:
     def __init__(
         self,
         *,
-        cache_dtype: DType,
+        cache_dtype: CacheDType,
         q: int,
         k_cache: int,
         v_cache: int,
+        k_scales: int,
+        v_scales: int,
         block_table: int,
         cu_seqlens_q: int,
         seq_lens: int,
@@ -117,7 +125,7 @@ class RopeCall:
     def __init__(
         self,
         *,
-        cache_dtype: DType,
+        cache_dtype: CacheDType,
         qkv: int,
         positions: int,
         cos_sin: int,
@@ -126,6 +134,8 @@ class RopeCall:
         slot_mapping: int,
         k_cache: int,
         v_cache: int,
+        k_scales: int,
+        v_scales: int,
         q: int,
         rows: int,
         num_heads: int,

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from qwell.kernels.cache import Cache
 from qwell.kernels.weights import Weight
 
 MAX_FUSED_TOKENS = 4
@@ -52,8 +53,8 @@ class RopeAttention(Protocol):
         q_norm: Tensor | None,
         k_norm: Tensor | None,
         eps: float,
-        k_cache: Tensor,
-        v_cache: Tensor,
+        k_cache: Cache,
+        v_cache: Cache,
         slot_mapping: Tensor,
         block_table: Tensor,
         seq_lens: Tensor,

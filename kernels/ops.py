@@ -4,8 +4,9 @@ Letters: T tokens of all sequences of a step, S sequences, d hidden size, Hq que
 Hkv key/value heads, D head_dim, I MLP width, V vocabulary rows, N and K matrix sides,
 P positions. Activations are [T, features] in the model dtype; indices are int32.
 
-Paged cache, one pair of tensors a layer: k_cache, v_cache [num_blocks, Hkv, block_size, D], in the
-model dtype on GPUs, on CPUs in any of float32, bfloat16 and float16, rounded when written. There
+Paged cache, one pair a layer: k_cache, v_cache [num_blocks, Hkv, block_size, D], in the model dtype
+on GPUs, on CPUs in any of float32, bfloat16 and float16, rounded when written, or as the integers
+and scales of an Int8Cache (kernels/cache.py). An implementation says which it takes. On CPUs
 k_cache is a view of memory in which the last two dimensions are swapped (kernels/native/paged.py).
 Token t of a step is written to slot_mapping[t] = block * block_size + offset, or nowhere if
 that is -1. A sequence with seq_lens 0 has no keys: its rows are zero. Captured steps are padded
@@ -21,6 +22,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from qwell.kernels.cache import Cache
 from qwell.kernels.weights import Weight
 
 
@@ -79,8 +81,8 @@ class Rope(Protocol):
         q_norm: Tensor | None,
         k_norm: Tensor | None,
         eps: float,
-        k_cache: Tensor,
-        v_cache: Tensor,
+        k_cache: Cache,
+        v_cache: Cache,
         slot_mapping: Tensor,
     ) -> Tensor:
         """Split qkv [T, (Hq + 2 Hkv) D], norm and rotate q and k, cache k and v -> q [T, Hq, D].
@@ -95,8 +97,8 @@ class Attention(Protocol):
     def __call__(
         self,
         q: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
+        k_cache: Cache,
+        v_cache: Cache,
         block_table: Tensor,
         cu_seqlens_q: Tensor,
         seq_lens: Tensor,

@@ -9,6 +9,7 @@ import msgspec
 
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "bfloat16", "float16", "float32"]
+CacheDType = Literal["auto", "bfloat16", "float16", "float32", "int8"]
 Weights = Literal["auto", "f32", "bf16", "f16", "int8", "int4"]
 
 
@@ -23,8 +24,9 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
         weights: format of matrices and embedding on CPUs with float32 activations; int8 and int4
             are made when the model is loaded. "auto" is the checkpoint's own.
         weight_cache: keep packed weights on disk, and map them at later starts.
-        kv_cache_dtype: dtype of keys and values on CPUs. "auto" is the checkpoint's own beside
-            float32 activations, otherwise that of the activations.
+        kv_cache_dtype: dtype of keys and values on CPUs; int8 has a scale for each key and value
+            of a head. "auto" is the checkpoint's own beside float32 activations, otherwise that of
+            the activations.
         max_model_len: most tokens of one sequence, prompt and completion together; None is
             what the checkpoint was trained for, as far as the cache holds it.
         kv_cache_tokens: size of the KV cache pool in tokens; None sizes it from memory.
@@ -58,7 +60,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     dtype: DType = "auto"
     weights: Weights = "auto"
     weight_cache: bool = True
-    kv_cache_dtype: DType = "auto"
+    kv_cache_dtype: CacheDType = "auto"
     max_model_len: int | None = None
     kv_cache_tokens: int | None = None
     gpu_memory_utilization: float = 0.9

@@ -16,7 +16,7 @@ from qwell.runtime.chat_template import ChatTemplate, load_chat_template
 from qwell.runtime.checkpoint.generation_config import load_generation_defaults
 from qwell.runtime.checkpoint.resolve import resolve_model
 from qwell.runtime.engine import Engine
-from qwell.runtime.engine_options import Device, DType, EngineOptions, Weights
+from qwell.runtime.engine_options import CacheDType, Device, DType, EngineOptions, Weights
 from qwell.runtime.messages import EngineInfo, FinishReason, TokenLogprob, TokenOutput
 from qwell.runtime.progress import Progress
 from qwell.runtime.sampling_params import SamplingParams
@@ -68,7 +68,7 @@ class LLM:
         dtype: DType = "auto",
         weights: Weights = "auto",
         weight_cache: bool = True,
-        kv_cache_dtype: DType = "auto",
+        kv_cache_dtype: CacheDType = "auto",
         max_model_len: int | None = None,
         kv_cache_tokens: int | None = None,
         prefix_cache: bool = True,

@@ -86,6 +86,7 @@ def random_model(
     blocks = blocks_for(cache_tokens)
     cache = allocate(parsed, blocks, dtype, device, ops)
     for tensor in (*cache.k, *cache.v):
+        assert isinstance(tensor, Tensor)  # GPUs have no other cache
         tensor.normal_()
     return LoadedModel(
         parsed, decoder, cache, blocks, max_model_len, device, dtype, FORMATS[dtype_name(dtype)]

@@ -10,6 +10,7 @@ import torch
 from qwell.bench.model.cases import Case
 from qwell.bench.sequences import sequences
 from qwell.bench.work import Demand, Work
+from qwell.kernels.cache import Int8Cache, quantize_vectors
 from qwell.runtime.batch import build_batch
 from qwell.runtime.engine import Engine
 from qwell.runtime.kv_cache import BLOCK_SIZE
@@ -27,10 +28,13 @@ def fill_cache(model: LoadedModel) -> None:
 
     What nobody wrote is one page of zeros, which is read faster than memory.
     """
-    for tensor in (*model.cache.k, *model.cache.v):
+    for cache in (*model.cache.k, *model.cache.v):
         # A block's worth drawn, and copied: the values do not matter.
-        tensor[:1].normal_()
-        tensor[1:] = tensor[:1]
+        vectors = torch.randn(cache.shape[1:])
+        if isinstance(cache, Int8Cache):
+            cache.values[:], cache.scales[:] = quantize_vectors(vectors)
+        else:
+            cache[:] = vectors
 
 
 @torch.inference_mode()

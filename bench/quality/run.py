@@ -59,7 +59,8 @@ def compare_formats(
     for each window; memory holds a window's.
 
     Args:
-        options: of the engines; the format of the weights and the sizes follow from the rest.
+        options: of the engines; the format of the weights and the sizes follow from the rest, and
+            the reference has the model's own KV cache whatever they say.
         reference, formats: what is compared with what.
         texts: windows of one length.
 
@@ -69,7 +70,7 @@ def compare_formats(
     length = len(texts[0])
     sized = msgspec.structs.replace(options, max_model_len=length, kv_cache_tokens=length)
     with tempfile.TemporaryFile() as spool:
-        engine = _start(sized, reference)
+        engine = _start(msgspec.structs.replace(sized, kv_cache_dtype="auto"), reference)
         shape = (length - 1 - length // 2, engine.info.vocab_size)
         for text in texts:
             spool.write(_scored(engine, text).numpy().data)

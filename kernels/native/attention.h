@@ -2,14 +2,11 @@
 
 #include <cstdint>
 
-#include "dtype.h"
 #include "isa.h"
+#include "paged_cache.h"
 #include "pool.h"
 
 namespace qwell {
-
-// Tokens of a block of the cache.
-constexpr std::int64_t kBlockTokens = 16;
 
 // Causal grouped-query attention over the paged cache; the meaning is in kernels/ops.py. Keys lie
 // in a block with their features as lines, so that a line holds one feature of all its tokens.
@@ -21,6 +18,8 @@ struct AttentionCall {
   const float* q;                    // [rows, num_heads, head_dim]
   const void* k_cache;               // [blocks, num_kv_heads, head_dim, 16]
   const void* v_cache;               // [blocks, num_kv_heads, 16, head_dim]
+  const float* k_scales;             // [blocks, num_kv_heads, 16] of an int8 cache, or null
+  const float* v_scales;             // like k_scales
   const std::int32_t* block_table;   // [max_seqs, table_stride]
   const std::int32_t* cu_seqlens_q;  // [max_seqs + 1]
   const std::int32_t* seq_lens;      // [max_seqs]
@@ -33,7 +32,7 @@ struct AttentionCall {
   std::int64_t head_dim;
   std::int64_t window;  // 0 for none
   float scale;
-  DType cache_dtype;
+  CacheDType cache_dtype;
 };
 
 // The bits of a token's head depend on its query and its keys and values alone: neither on other

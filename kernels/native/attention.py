@@ -5,14 +5,15 @@ from __future__ import annotations
 from torch import Tensor
 
 from qwell.kernels import _native
+from qwell.kernels.cache import Cache
 from qwell.kernels.errors import KernelError
 from qwell.kernels.native.paged import check_activations, check_caches, check_indices
-from qwell.kernels.native.runner import DTYPES, Runner
+from qwell.kernels.native.runner import Runner
 from qwell.kernels.ops import Attention, Extent
 
 
 def bind(runner: Runner) -> Attention:
-    """attention on a runner, for float32 q and a cache of any model dtype.
+    """attention on a runner, for float32 q and a cache of any model dtype or an Int8Cache.
 
     The cache has the layout of native/paged.py. A replay reads block_table, cu_seqlens_q and
     seq_lens anew: buffers for more sequences than a step has are padded with its number of tokens
@@ -21,8 +22,8 @@ def bind(runner: Runner) -> Attention:
 
     def attention(
         q: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
+        k_cache: Cache,
+        v_cache: Cache,
         block_table: Tensor,
         cu_seqlens_q: Tensor,
         seq_lens: Tensor,
@@ -30,7 +31,8 @@ def bind(runner: Runner) -> Attention:
         scale: float,
         window: int | None = None,
     ) -> Tensor:
-        num_kv_heads, head_dim = check_caches("attention", k_cache, v_cache)
+        cache = check_caches("attention", k_cache, v_cache)
+        num_kv_heads, head_dim = cache.num_kv_heads, cache.head_dim
         check_activations("attention", "q", q, 3)
         rows, num_heads, _ = q.shape
         if q.shape[2] != head_dim or num_heads % num_kv_heads != 0:
@@ -51,10 +53,12 @@ def bind(runner: Runner) -> Attention:
             raise KernelError(f"attention: window must be positive or None, got {window}")
         out = runner.empty(q, rows, num_heads * head_dim)
         call = _native.AttentionCall(
-            cache_dtype=DTYPES[k_cache.dtype],
+            cache_dtype=cache.cache_dtype,
             q=q.data_ptr(),
-            k_cache=k_cache.data_ptr(),
-            v_cache=v_cache.data_ptr(),
+            k_cache=cache.k_cache,
+            v_cache=cache.v_cache,
+            k_scales=cache.k_scales,
+            v_scales=cache.v_scales,
             block_table=block_table.data_ptr(),
             cu_seqlens_q=cu_seqlens_q.data_ptr(),
             seq_lens=seq_lens.data_ptr(),

@@ -111,6 +111,10 @@ Blocks<T> find_blocks(const Walk& walk, std::int64_t start, const Sources& sourc
     const std::int64_t offset = (block * walk.call.num_kv_heads + walk.tile.kv_head) * block_size;
     blocks.keys[b] = static_cast<const T*>(walk.call.k_cache) + offset;
     blocks.values[b] = static_cast<const T*>(walk.call.v_cache) + offset;
+    const bool scaled = std::is_same_v<T, std::int8_t>;
+    const std::int64_t scales = offset / walk.call.head_dim;
+    blocks.key_scales[b] = scaled ? walk.call.k_scales + scales : nullptr;
+    blocks.value_scales[b] = scaled ? walk.call.v_scales + scales : nullptr;
   }
   return blocks;
 }
@@ -125,6 +129,8 @@ Blocks<float> widen_blocks(const Walk& walk, const Blocks<T>& blocks, const Sour
     float* values = walk.values + sources.block[b] * kBlockTokens * walk.width;
     wide.keys[b] = keys;
     wide.values[b] = values;
+    wide.key_scales[b] = blocks.key_scales[b];
+    wide.value_scales[b] = blocks.value_scales[b];
     if (sources.block[b] != b) continue;
     widen_lines(blocks.keys[b], 1, block_size, keys, block_size);
     widen_lines(blocks.values[b], kBlockTokens, head_dim, values, walk.width);
@@ -152,8 +158,8 @@ void attend(const Walk& walk, const Step<T>& step, std::int64_t start,
   for (std::int64_t row = 0; row < walk.rows; ++row) {
     const Range keys = walk.visible(row / walk.group, start);
     if (keys.first >= keys.last) continue;
-    weigh(walk.scores + row * kStepKeys, keys, partial.most + row, walk.totals + row * kBlockTokens,
-          partial.sums + row * walk.width, walk.width);
+    weigh(walk.scores + row * kStepKeys, step.now, keys, partial.most + row,
+          walk.totals + row * kBlockTokens, partial.sums + row * walk.width, walk.width);
   }
 
   // What all queries see is mixed for the whole tile, what only some see query by query. A row
@@ -190,6 +196,7 @@ void walk_split(const Walk& walk, std::int64_t split, const Partial<float>& part
     if (direct) {
       const std::int64_t next = start + kStepKeys < end ? start + kStepKeys : start;
       const Blocks<T> later = find_blocks<T>(walk, next, Sources(walk, next));
+      prefetch_scales(later);
       attend(walk, Step<T>{now, later, walk.call.head_dim}, start, partial);
     } else {
       const Blocks<float> wide = widen_blocks(walk, now, sources);
@@ -214,12 +221,14 @@ void attention_split(const AttentionCall& call, const AttentionTile& tile, std::
   const Partial<float> result(partial, walk.rows, walk.width);
   load_queries(walk);
   switch (call.cache_dtype) {
-    case DType::float32:
+    case CacheDType::float32:
       return walk_split<float>(walk, split, result);
-    case DType::bfloat16:
+    case CacheDType::bfloat16:
       return walk_split<BFloat16>(walk, split, result);
-    case DType::float16:
+    case CacheDType::float16:
       return walk_split<Float16>(walk, split, result);
+    case CacheDType::int8:
+      return walk_split<std::int8_t>(walk, split, result);
   }
 }
 

@@ -34,6 +34,8 @@ template <class T>
 struct Blocks {
   const T* keys[kStepBlocks];
   const T* values[kStepBlocks];
+  const float* key_scales[kStepBlocks];  // null for a cache without scales
+  const float* value_scales[kStepBlocks];
 };
 
 template <class T>
@@ -51,6 +53,16 @@ void prefetch(const T* from, std::int64_t element) {
   if (element * static_cast<std::int64_t>(sizeof(T)) % 64 == 0) {
     __builtin_prefetch(from + element, 0, kSecondLevel);
   }
+}
+
+// Asks for what a step's scores and weights are multiplied by.
+template <class T>
+void prefetch_scales(const Blocks<T>& blocks) {
+  if (blocks.key_scales[0] == nullptr) return;
+  unroll<kStepBlocks>([&](auto b) QWELL_INLINE {
+    prefetch(blocks.key_scales[b], 0);
+    prefetch(blocks.value_scales[b], 0);
+  });
 }
 
 // Keys of a step, from first to before last.
@@ -82,6 +94,13 @@ void score_columns(const float* q, const Step<T>& step, std::int64_t head_dim, i
     unroll<Rows>([&](auto r) QWELL_INLINE {
       const Vec query = splat(q[r * head_dim + d]);
       unroll<Columns>([&](auto c) QWELL_INLINE { sums[r][c] = fma(query, keys[c], sums[r][c]); });
+    });
+  }
+  if (step.now.key_scales[0] != nullptr) {
+    unroll<Columns>([&](auto c) QWELL_INLINE {
+      const int lane = key + c * Vec::width;
+      const Vec scale = load(step.now.key_scales[lane / kBlockTokens] + lane % kBlockTokens);
+      unroll<Rows>([&](auto r) QWELL_INLINE { sums[r][c] = sums[r][c] * scale; });
     });
   }
   unroll<Rows>([&](auto r) QWELL_INLINE {
@@ -155,9 +174,12 @@ void by_rows(std::int64_t rows, const Body& body) {
   });
 }
 
-// One row's scores [64] of a step become weights relative to the largest score so far; what was
-// summed before is scaled to that. Keys outside the range weigh 0, whatever their scores are.
-void weigh(float* scores, Range keys, float* most, float* totals, float* sums, std::int64_t width) {
+// One row's scores [64] of a step become weights relative to the largest score so far, times the
+// scales of their values; what was summed before is scaled to that. Keys outside the range count
+// for nothing, whatever their scores are, and have no weight.
+template <class T>
+void weigh(float* scores, const Blocks<T>& blocks, Range keys, float* most, float* totals,
+           float* sums, std::int64_t width) {
   for (std::int64_t key = 0; key < keys.first; ++key) scores[key] = -__builtin_inff();
   for (std::int64_t key = keys.last; key < kStepKeys; ++key) scores[key] = -__builtin_inff();
 
@@ -181,7 +203,10 @@ void weigh(float* scores, Range keys, float* most, float* totals, float* sums, s
     for (int line = 0; line < kLine; ++line) {
       float* at = scores + block * kBlockTokens + line * Vec::width;
       weights[block][line] = exp(load(at) - shift);
-      store(at, weights[block][line]);
+      Vec weight = weights[block][line];
+      const float* scales = blocks.value_scales[block];
+      if (scales != nullptr) weight = weight * load(scales + line * Vec::width);
+      store(at, weight);
     }
   }
   for (int line = 0; line < kLine; ++line) {

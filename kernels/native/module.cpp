@@ -16,6 +16,7 @@
 #include "logprobs.h"
 #include "pack.h"
 #include "packed.h"
+#include "paged_cache.h"
 #include "pool.h"
 #include "rms_norm.h"
 #include "rope.h"
@@ -194,15 +195,17 @@ void define_attention(nb::module_& module) {
   nb::class_<qwell::AttentionCall>(module, "AttentionCall")
       .def(
           "__init__",
-          [](qwell::AttentionCall* call, qwell::DType cache_dtype, Address q, Address k_cache,
-             Address v_cache, Address block_table, Address cu_seqlens_q, Address seq_lens,
-             Address out, std::int64_t rows, std::int64_t max_seqs, std::int64_t table_stride,
-             std::int64_t num_heads, std::int64_t num_kv_heads, std::int64_t head_dim,
-             std::int64_t window, float scale) {
+          [](qwell::AttentionCall* call, qwell::CacheDType cache_dtype, Address q, Address k_cache,
+             Address v_cache, Address k_scales, Address v_scales, Address block_table,
+             Address cu_seqlens_q, Address seq_lens, Address out, std::int64_t rows,
+             std::int64_t max_seqs, std::int64_t table_stride, std::int64_t num_heads,
+             std::int64_t num_kv_heads, std::int64_t head_dim, std::int64_t window, float scale) {
             new (call)
                 qwell::AttentionCall{.q = pointer<const float>(q),
                                      .k_cache = pointer(k_cache),
                                      .v_cache = pointer(v_cache),
+                                     .k_scales = pointer<const float>(k_scales),
+                                     .v_scales = pointer<const float>(v_scales),
                                      .block_table = pointer<const std::int32_t>(block_table),
                                      .cu_seqlens_q = pointer<const std::int32_t>(cu_seqlens_q),
                                      .seq_lens = pointer<const std::int32_t>(seq_lens),
@@ -217,19 +220,20 @@ void define_attention(nb::module_& module) {
                                      .scale = scale,
                                      .cache_dtype = cache_dtype};
           },
-          nb::kw_only(), "cache_dtype"_a, "q"_a, "k_cache"_a, "v_cache"_a, "block_table"_a,
-          "cu_seqlens_q"_a, "seq_lens"_a, "out"_a, "rows"_a, "max_seqs"_a, "table_stride"_a,
-          "num_heads"_a, "num_kv_heads"_a, "head_dim"_a, "window"_a, "scale"_a);
+          nb::kw_only(), "cache_dtype"_a, "q"_a, "k_cache"_a, "v_cache"_a, "k_scales"_a,
+          "v_scales"_a, "block_table"_a, "cu_seqlens_q"_a, "seq_lens"_a, "out"_a, "rows"_a,
+          "max_seqs"_a, "table_stride"_a, "num_heads"_a, "num_kv_heads"_a, "head_dim"_a, "window"_a,
+          "scale"_a);
 }
 
 void define_rope(nb::module_& module) {
   nb::class_<qwell::RopeCall>(module, "RopeCall")
       .def(
           "__init__",
-          [](qwell::RopeCall* call, qwell::DType cache_dtype, Address qkv, Address positions,
+          [](qwell::RopeCall* call, qwell::CacheDType cache_dtype, Address qkv, Address positions,
              Address cos_sin, Address q_norm, Address k_norm, Address slot_mapping, Address k_cache,
-             Address v_cache, Address q, std::int64_t rows, std::int64_t num_heads,
-             std::int64_t num_kv_heads, std::int64_t head_dim, float eps) {
+             Address v_cache, Address k_scales, Address v_scales, Address q, std::int64_t rows,
+             std::int64_t num_heads, std::int64_t num_kv_heads, std::int64_t head_dim, float eps) {
             new (call) qwell::RopeCall{.qkv = pointer<const float>(qkv),
                                        .positions = pointer<const std::int32_t>(positions),
                                        .cos_sin = pointer<const float>(cos_sin),
@@ -238,6 +242,8 @@ void define_rope(nb::module_& module) {
                                        .slot_mapping = pointer<const std::int32_t>(slot_mapping),
                                        .k_cache = pointer(k_cache),
                                        .v_cache = pointer(v_cache),
+                                       .k_scales = pointer<float>(k_scales),
+                                       .v_scales = pointer<float>(v_scales),
                                        .q = pointer<float>(q),
                                        .rows = rows,
                                        .num_heads = num_heads,
@@ -247,8 +253,8 @@ void define_rope(nb::module_& module) {
                                        .cache_dtype = cache_dtype};
           },
           nb::kw_only(), "cache_dtype"_a, "qkv"_a, "positions"_a, "cos_sin"_a, "q_norm"_a,
-          "k_norm"_a, "slot_mapping"_a, "k_cache"_a, "v_cache"_a, "q"_a, "rows"_a, "num_heads"_a,
-          "num_kv_heads"_a, "head_dim"_a, "eps"_a);
+          "k_norm"_a, "slot_mapping"_a, "k_cache"_a, "v_cache"_a, "k_scales"_a, "v_scales"_a, "q"_a,
+          "rows"_a, "num_heads"_a, "num_kv_heads"_a, "head_dim"_a, "eps"_a);
 }
 
 void define_pack(nb::module_& module) {
@@ -295,6 +301,11 @@ NB_MODULE(_native, module) {
       .value("float32", qwell::DType::float32)
       .value("bfloat16", qwell::DType::bfloat16)
       .value("float16", qwell::DType::float16);
+  nb::enum_<qwell::CacheDType>(module, "CacheDType")
+      .value("float32", qwell::CacheDType::float32)
+      .value("bfloat16", qwell::CacheDType::bfloat16)
+      .value("float16", qwell::CacheDType::float16)
+      .value("int8", qwell::CacheDType::int8);
   nb::enum_<qwell::WeightFormat>(module, "WeightFormat")
       .value("f32", qwell::WeightFormat::f32)
       .value("bf16", qwell::WeightFormat::bf16)

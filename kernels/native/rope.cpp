@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "attention.h"
+#include "paged_cache.h"
 
 namespace qwell {
 namespace {

@@ -2,8 +2,8 @@
 
 #include <cstdint>
 
-#include "dtype.h"
 #include "isa.h"
+#include "paged_cache.h"
 #include "pool.h"
 
 namespace qwell {
@@ -20,13 +20,15 @@ struct RopeCall {
   const std::int32_t* slot_mapping;  // [rows], -1 for nowhere
   void* k_cache;                     // [blocks, num_kv_heads, head_dim, 16]
   void* v_cache;                     // [blocks, num_kv_heads, 16, head_dim]
+  float* k_scales;                   // [blocks, num_kv_heads, 16] of an int8 cache, or null
+  float* v_scales;                   // like k_scales
   float* q;                          // [rows, num_heads, head_dim], out
   std::int64_t rows;
   std::int64_t num_heads;
   std::int64_t num_kv_heads;
   std::int64_t head_dim;  // even
   float eps;
-  DType cache_dtype;
+  CacheDType cache_dtype;
 };
 
 // A token's bits depend on that token alone, and are the same on every instruction set. `isa` must

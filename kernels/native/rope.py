@@ -5,15 +5,16 @@ from __future__ import annotations
 from torch import Tensor
 
 from qwell.kernels import _native
+from qwell.kernels.cache import Cache
 from qwell.kernels.checks import check_tensor
 from qwell.kernels.errors import KernelError
 from qwell.kernels.native.paged import check_activations, check_caches, check_indices
-from qwell.kernels.native.runner import DTYPES, Runner
+from qwell.kernels.native.runner import Runner
 from qwell.kernels.ops import Rope
 
 
 def bind(runner: Runner) -> Rope:
-    """rope on a runner, for float32 qkv and a cache of any model dtype.
+    """rope on a runner, for float32 qkv and a cache of any model dtype or an Int8Cache.
 
     The cache has the layout of native/paged.py; k and v are rounded to its dtype once. A replay
     reads positions and slot_mapping anew. Raises KernelError at a call whose tensors are not laid
@@ -27,11 +28,12 @@ def bind(runner: Runner) -> Rope:
         q_norm: Tensor | None,
         k_norm: Tensor | None,
         eps: float,
-        k_cache: Tensor,
-        v_cache: Tensor,
+        k_cache: Cache,
+        v_cache: Cache,
         slot_mapping: Tensor,
     ) -> Tensor:
-        num_kv_heads, head_dim = check_caches("rope", k_cache, v_cache)
+        cache = check_caches("rope", k_cache, v_cache)
+        num_kv_heads, head_dim = cache.num_kv_heads, cache.head_dim
         check_activations("rope", "qkv", qkv, 2)
         rows, width = qkv.shape
         num_heads = width // head_dim - 2 * num_kv_heads
@@ -50,15 +52,17 @@ def bind(runner: Runner) -> Rope:
                 check_tensor("rope", name, norm, qkv, (head_dim,))
         q = runner.empty(qkv, rows, num_heads, head_dim)
         call = _native.RopeCall(
-            cache_dtype=DTYPES[k_cache.dtype],
+            cache_dtype=cache.cache_dtype,
             qkv=qkv.data_ptr(),
             positions=positions.data_ptr(),
             cos_sin=cos_sin.data_ptr(),
             q_norm=0 if q_norm is None else q_norm.data_ptr(),
             k_norm=0 if k_norm is None else k_norm.data_ptr(),
             slot_mapping=slot_mapping.data_ptr(),
-            k_cache=k_cache.data_ptr(),
-            v_cache=v_cache.data_ptr(),
+            k_cache=cache.k_cache,
+            v_cache=cache.v_cache,
+            k_scales=cache.k_scales,
+            v_scales=cache.v_scales,
             q=q.data_ptr(),
             rows=rows,
             num_heads=num_heads,

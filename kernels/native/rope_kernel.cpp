@@ -1,8 +1,9 @@
 // Compiled once per instruction set; QWELL_ISA names the set and the namespace.
 
 #include <cstring>
+#include <type_traits>
 
-#include "attention.h"
+#include "paged_cache.h"
 #include "rope.h"
 #include "simd/simd.h"
 #include "simd/sum.h"
@@ -74,6 +75,26 @@ void rotate(const float* x, const float* norm, const float* cos, std::int64_t he
   }
 }
 
+// Gives the integers of a key or value to write(feature, vector, count) and returns their scale,
+// of which the largest element is 127. `each` hands its elements to an emit as that of rotate.
+// Where one is not finite the scale is NaN.
+template <class Each, class Write>
+float quantise(const Each& each, const Write& write) {
+  Vec most = splat(0.0F);
+  Vec flaws[1] = {splat(0.0F)};  // NaN in the lane of an element that is not finite
+  each([&](std::int64_t, Vec x, std::int64_t) {
+    most = max(most, max(x, splat(0.0F) - x));
+    flaws[0] = flaws[0] + x * splat(0.0F);
+  });
+  const float scale = max_lane(most) / 127.0F + sum_lanes(flaws);
+  const bool usable = scale > 0.0F;
+  each([&](std::int64_t d, Vec x, std::int64_t count) {
+    const Vec nearest = max(splat(-127.0F), min(splat(127.0F), x / splat(scale)));
+    write(d, usable ? nearest : splat(0.0F), count);
+  });
+  return scale;
+}
+
 template <class T>
 void rope_token(const RopeCall& call, std::int64_t token, std::int64_t kv_head) {
   const std::int64_t head_dim = call.head_dim;
@@ -94,13 +115,28 @@ void rope_token(const RopeCall& call, std::int64_t token, std::int64_t kv_head) 
   const std::int64_t offset = slot % kBlockTokens;
   T* k = static_cast<T*>(call.k_cache) + block * kBlockTokens * head_dim + offset;
   T* v = static_cast<T*>(call.v_cache) + (block * kBlockTokens + offset) * head_dim;
-  rotate(heads + (call.num_heads + kv_head) * head_dim, call.k_norm, cos, head_dim, call.eps,
-         [&](std::int64_t d, Vec value, std::int64_t count) {
-           scatter_first(k + d * kBlockTokens, value, count);
-         });
-  const float* values = heads + (call.num_heads + call.num_kv_heads + kv_head) * head_dim;
-  for (std::int64_t d = 0; d < head_dim; d += Vec::width) {
-    store_first(v + d, load_first(values + d, head_dim - d), head_dim - d);
+  const auto each_of_key = [&](const auto& emit) {
+    rotate(heads + (call.num_heads + kv_head) * head_dim, call.k_norm, cos, head_dim, call.eps,
+           emit);
+  };
+  const auto each_of_value = [&](const auto& emit) {
+    const float* values = heads + (call.num_heads + call.num_kv_heads + kv_head) * head_dim;
+    for (std::int64_t d = 0; d < head_dim; d += Vec::width) {
+      emit(d, load_first(values + d, head_dim - d), head_dim - d);
+    }
+  };
+  const auto write_key = [&](std::int64_t d, Vec x, std::int64_t count) {
+    scatter_first(k + d * kBlockTokens, x, count);
+  };
+  const auto write_value = [&](std::int64_t d, Vec x, std::int64_t count) {
+    store_first(v + d, x, count);
+  };
+  if constexpr (std::is_same_v<T, std::int8_t>) {
+    call.k_scales[block * kBlockTokens + offset] = quantise(each_of_key, write_key);
+    call.v_scales[block * kBlockTokens + offset] = quantise(each_of_value, write_value);
+  } else {
+    each_of_key(write_key);
+    each_of_value(write_value);
   }
 }
 
@@ -118,12 +154,14 @@ void rope_part(const RopeCall& call, const RopePart& part) {
 
 void rope(const RopeCall& call, const RopePart& part) {
   switch (call.cache_dtype) {
-    case DType::float32:
+    case CacheDType::float32:
       return rope_part<float>(call, part);
-    case DType::bfloat16:
+    case CacheDType::bfloat16:
       return rope_part<BFloat16>(call, part);
-    case DType::float16:
+    case CacheDType::float16:
       return rope_part<Float16>(call, part);
+    case CacheDType::int8:
+      return rope_part<std::int8_t>(call, part);
   }
 }
 

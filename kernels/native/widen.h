@@ -22,6 +22,8 @@ inline float from_bits(std::uint32_t bits) {
 
 inline float widen(float value) { return value; }
 
+inline float widen(std::int8_t value) { return value; }
+
 inline float widen(BFloat16 value) { return from_bits(std::uint32_t{value.bits} << 16); }
 
 inline float widen(Float16 value) {

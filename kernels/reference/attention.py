@@ -3,13 +3,14 @@
 import torch
 from torch import Tensor
 
+from qwell.kernels.cache import Cache, Int8Cache
 from qwell.kernels.ops import Extent
 
 
 def attention(
     q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    k_cache: Cache,
+    v_cache: Cache,
     block_table: Tensor,
     cu_seqlens_q: Tensor,
     seq_lens: Tensor,
@@ -28,11 +29,18 @@ def attention(
             continue
         blocks = block_table[s, : -(-length // block_size)]
         k, v = (
-            cache[blocks].transpose(0, 1).reshape(num_kv_heads, -1, head_dim)[:, :length].float()
+            _read(cache, blocks).transpose(0, 1).reshape(num_kv_heads, -1, head_dim)[:, :length]
             for cache in (k_cache, v_cache)
         )
         out[rows] = _one_sequence(q[rows].float(), k, v, scale, window).to(q.dtype)
     return out.flatten(1)
+
+
+def _read(cache: Cache, blocks: Tensor) -> Tensor:
+    """Blocks [n, Hkv, block_size, D] of the cache in fp32."""
+    if isinstance(cache, Int8Cache):
+        return cache.values[blocks].float() * cache.scales[blocks].unsqueeze(-1)
+    return cache[blocks].float()
 
 
 def _one_sequence(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from qwell.kernels.cache import Cache, Int8Cache, quantize_vectors
 from qwell.kernels.reference.rms_norm import rms_norm
 
 
@@ -13,8 +14,8 @@ def rope(
     q_norm: Tensor | None,
     k_norm: Tensor | None,
     eps: float,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    k_cache: Cache,
+    v_cache: Cache,
     slot_mapping: Tensor,
 ) -> Tensor:
     """qkv [T, (Hq + 2 Hkv) D] -> rotated q [T, Hq, D]; k and v go to slot_mapping [T]."""
@@ -31,9 +32,17 @@ def rope(
     kept = (slot_mapping >= 0).nonzero().squeeze(1)
     slots = slot_mapping[kept].long()
     block, offset = slots // block_size, slots % block_size
-    k_cache[block, :, offset] = _rotate(k, cos, sin)[kept].to(k_cache.dtype)
-    v_cache[block, :, offset] = v[kept].to(v_cache.dtype)
+    _write(k_cache, block, offset, _rotate(k, cos, sin)[kept])
+    _write(v_cache, block, offset, v[kept])
     return _rotate(q, cos, sin)
+
+
+def _write(cache: Cache, block: Tensor, offset: Tensor, x: Tensor) -> None:
+    """Put x [n, Hkv, D] into the places block, offset [n]."""
+    if isinstance(cache, Int8Cache):
+        cache.values[block, :, offset], cache.scales[block, :, offset] = quantize_vectors(x)
+    else:
+        cache[block, :, offset] = x.to(cache.dtype)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from qwell.kernels.cache import Cache
 from qwell.kernels.ops import Ops
 from qwell.kernels.weights import Weight
 from qwell.runtime.batch import Batch
@@ -25,7 +26,7 @@ class Attention:
     window: int | None
 
     def __call__(
-        self, ops: Ops, x: Tensor, batch: Batch, cos_sin: Tensor, k_cache: Tensor, v_cache: Tensor
+        self, ops: Ops, x: Tensor, batch: Batch, cos_sin: Tensor, k_cache: Cache, v_cache: Cache
     ) -> Tensor:
         """x [T, d] -> [T, d]; the new keys and values are in the cache afterwards."""
         q = ops.rope(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from qwell.kernels.cache import Cache
 from qwell.kernels.fused_ops import FusedOps
 from qwell.kernels.ops import Ops
 from qwell.runtime.batch import Batch
@@ -30,8 +31,8 @@ class DecoderLayer:
         residual: Tensor | None,
         batch: Batch,
         cos_sin: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
+        k_cache: Cache,
+        v_cache: Cache,
     ) -> tuple[Tensor, Tensor]:
         """x [T, d] and the residual it is still to be added to -> the same after this layer."""
         x, residual = ops.rms_norm(x, self.input_norm, self.eps, residual)
@@ -45,8 +46,8 @@ class DecoderLayer:
         x: Tensor,
         batch: Batch,
         cos_sin: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
+        k_cache: Cache,
+        v_cache: Cache,
     ) -> Tensor:
         """x [T, d] -> x after this layer, for a batch of a few decodes."""
         attention = self.attention

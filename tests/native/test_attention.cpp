@@ -30,6 +30,20 @@ void expect(bool holds, const std::string& what) {
   }
 }
 
+struct CacheFormat {
+  const char* name;
+  qwell::CacheDType dtype;
+  std::int64_t bytes;
+  const NumberFormat* number;  // null for integers with scales
+};
+
+constexpr CacheFormat cache_formats[] = {
+    {"float32", qwell::CacheDType::float32, 4, &formats[0]},
+    {"bfloat16", qwell::CacheDType::bfloat16, 2, &formats[1]},
+    {"float16", qwell::CacheDType::float16, 2, &formats[2]},
+    {"int8", qwell::CacheDType::int8, 1, nullptr},
+};
+
 struct Shape {
   std::int64_t num_heads;
   std::int64_t num_kv_heads;
@@ -42,7 +56,7 @@ struct Shape {
 
 // One sequence, whose blocks lie in descending order behind one that is not its own.
 struct Case {
-  Case(const NumberFormat& of, const Shape& shape, std::int64_t tokens, std::mt19937& random)
+  Case(const CacheFormat& of, const Shape& shape, std::int64_t tokens, std::mt19937& random)
       : format(of), shape(shape), tokens(tokens) {
     std::normal_distribution<float> normal;
     const auto draw = [&](std::vector<float>& values, std::int64_t size) {
@@ -82,7 +96,12 @@ struct Case {
     return block * qwell::kBlockTokens * shape.head_dim + inside;
   }
 
-  NumberFormat format;
+  // Of the scale of its key, or of its value.
+  std::int64_t scale_place(std::int64_t token, std::int64_t head) const {
+    return place(false, token, head, 0) / shape.head_dim;
+  }
+
+  CacheFormat format;
   Shape shape;
   std::int64_t tokens;
   std::vector<float> qkv, norm, cos_sin;
@@ -93,6 +112,7 @@ struct Case {
 struct Result {
   std::vector<float> q, out;
   std::vector<std::uint8_t> k_cache, v_cache;
+  std::vector<float> k_scales, v_scales;
 
   double cached(const Case& c, bool key, std::int64_t token, std::int64_t head,
                 std::int64_t d) const {
@@ -100,7 +120,10 @@ struct Result {
     std::memcpy(&bits,
                 (key ? k_cache : v_cache).data() + c.place(key, token, head, d) * c.format.bytes,
                 static_cast<std::size_t>(c.format.bytes));
-    return c.format.decode(bits);
+    if (c.format.number != nullptr) return c.format.number->decode(bits);
+    const std::vector<float>& scales = key ? k_scales : v_scales;
+    return static_cast<double>(static_cast<std::int8_t>(bits)) *
+           scales[static_cast<std::size_t>(c.scale_place(token, head))];
   }
 };
 
@@ -115,6 +138,8 @@ void attend(const Case& c, qwell::Isa isa, qwell::Pool& pool, std::int64_t queri
                    {.q = from.q.data() + (c.tokens - queries) * width,
                     .k_cache = from.k_cache.data(),
                     .v_cache = from.v_cache.data(),
+                    .k_scales = from.k_scales.data(),
+                    .v_scales = from.v_scales.data(),
                     .block_table = c.table.data(),
                     .cu_seqlens_q = starts,
                     .seq_lens = lengths,
@@ -135,7 +160,11 @@ Result run(const Case& c, qwell::Isa isa, qwell::Pool& pool) {
   // Bytes of ones are NaN in every format.
   const std::vector<std::uint8_t> cache(static_cast<std::size_t>(c.cache_size * c.format.bytes),
                                         0xFF);
-  Result result{std::vector<float>(width, NAN), std::vector<float>(width, NAN), cache, cache};
+  const bool scaled = c.format.number == nullptr;
+  const std::vector<float> scales(
+      static_cast<std::size_t>(scaled ? c.cache_size / c.shape.head_dim : 0), NAN);
+  Result result{
+      std::vector<float>(width, NAN), std::vector<float>(width, NAN), cache, cache, scales, scales};
   qwell::rope(isa, pool,
               {.qkv = c.qkv.data(),
                .positions = c.positions.data(),
@@ -145,6 +174,8 @@ Result run(const Case& c, qwell::Isa isa, qwell::Pool& pool) {
                .slot_mapping = c.slots.data(),
                .k_cache = result.k_cache.data(),
                .v_cache = result.v_cache.data(),
+               .k_scales = result.k_scales.data(),
+               .v_scales = result.v_scales.data(),
                .q = result.q.data(),
                .rows = c.tokens,
                .num_heads = c.shape.num_heads,
@@ -172,27 +203,50 @@ double rotated(const Case& c, std::int64_t token, std::int64_t head, std::int64_
                   : normed(half + j) * cos[j] + normed(j) * cos[half + j];
 }
 
+double round_to(const CacheFormat& format, double value, float scale) {
+  if (format.number != nullptr) return format.number->round(value);
+  return std::nearbyint(value / scale) * scale;
+}
+
+// How far rounding may move a value from what is within an error of it.
+double rounding(const CacheFormat& format, double value, double largest, double error) {
+  if (format.number != nullptr) return format.number->epsilon() * std::abs(value);
+  // Half a scale, and the roundings of scale and quotient.
+  return (0.5 + 127 * 0x1p-23) * (largest + error) / 127;
+}
+
 // Products of normal numbers stay far below this.
 constexpr double kLargest = 100;
 
 void check_rope(const Case& c, qwell::Isa isa, const Result& result) {
   const double error = static_cast<double>(c.shape.head_dim + 32) * 0x1p-24 * kLargest;
   std::int64_t wrong = 0;
+  const auto head_dim = static_cast<std::size_t>(c.shape.head_dim);
   for (std::int64_t token = 0; token < c.tokens; ++token) {
-    for (std::int64_t d = 0; d < c.shape.head_dim; ++d) {
-      for (std::int64_t h = 0; h < c.shape.num_heads; ++h) {
+    for (std::int64_t h = 0; h < c.shape.num_heads; ++h) {
+      for (std::int64_t d = 0; d < c.shape.head_dim; ++d) {
         const std::int64_t at = (token * c.shape.num_heads + h) * c.shape.head_dim + d;
         const double q = result.q[static_cast<std::size_t>(at)];
         wrong += !(std::abs(q - rotated(c, token, h, d)) <= error);
       }
-      for (std::int64_t h = 0; h < c.shape.num_kv_heads; ++h) {
-        const double k = rotated(c, token, c.shape.num_heads + h, d);
-        const std::int64_t head = c.shape.num_heads + c.shape.num_kv_heads + h;
-        const double v = c.qkv[static_cast<std::size_t>(token * c.shape.features() +
-                                                        head * c.shape.head_dim + d)];
-        wrong += !(std::abs(result.cached(c, true, token, h, d) - k) <=
-                   error + c.format.epsilon() * std::abs(k));
-        wrong += result.cached(c, false, token, h, d) != c.format.round(v);
+    }
+    for (std::int64_t h = 0; h < c.shape.num_kv_heads; ++h) {
+      const std::int64_t head = c.shape.num_heads + c.shape.num_kv_heads + h;
+      const float* v = c.qkv.data() + token * c.shape.features() + head * c.shape.head_dim;
+      std::vector<double> k(head_dim);
+      double largest_k = 0;
+      float largest_v = 0;
+      for (std::size_t d = 0; d < head_dim; ++d) {
+        k[d] = rotated(c, token, c.shape.num_heads + h, static_cast<std::int64_t>(d));
+        largest_k = std::max(largest_k, std::abs(k[d]));
+        largest_v = std::max(largest_v, std::abs(v[d]));
+      }
+      for (std::size_t d = 0; d < head_dim; ++d) {
+        const auto feature = static_cast<std::int64_t>(d);
+        wrong += !(std::abs(result.cached(c, true, token, h, feature) - k[d]) <=
+                   error + rounding(c.format, k[d], largest_k, error));
+        wrong +=
+            result.cached(c, false, token, h, feature) != round_to(c.format, v[d], largest_v / 127);
       }
     }
   }
@@ -255,11 +309,11 @@ void check_attention(const Case& c, qwell::Isa isa, const Result& result) {
           largest_value = std::max(largest_value, std::abs(value[d]));
         }
       }
-      // Roundings of a score, of exp at each of its uses, and of sums over keys; twice, in the sum
-      // and in the total.
+      // Roundings of a score, of exp at each of its uses, of what scales the two, and of sums over
+      // keys; twice, in the sum and in the total.
       const double count = static_cast<double>(token - first + 1);
-      const double roundings = 2 * ((static_cast<double>(c.shape.head_dim) + 2) * largest_size +
-                                    count + 4 * (count / 64 + count / 512 + 4));
+      const double roundings = 2 * ((static_cast<double>(c.shape.head_dim) + 3) * largest_size +
+                                    count + 1 + 4 * (count / 64 + count / 512 + 4));
       const double error = roundings * 0x1p-24 * largest_value;
       for (std::size_t d = 0; d < head_dim; ++d) {
         const double out = result.out[static_cast<std::size_t>(row) + d];
@@ -294,7 +348,7 @@ int main() {
   std::mt19937 random(20240607);
   const Shape shapes[] = {{1, 1, 8, 0},  {4, 2, 40, 0},    {7, 1, 16, 33}, {8, 1, 64, 0},
                           {9, 1, 6, 70}, {12, 2, 80, 100}, {2, 2, 128, 0}};
-  for (const NumberFormat& format : formats) {
+  for (const CacheFormat& format : cache_formats) {
     for (const Shape& shape : shapes) {
       for (const std::int64_t tokens : {1, 17, 64, 90}) {
         check_case(Case(format, shape, tokens, random));

@@ -124,7 +124,7 @@ def test_the_reference_linear_is_given_plain_float32(bf16_folder: Path) -> None:
     assert torch.equal(decoder.embedding, stored.float())
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8"])
 def test_the_cache_takes_the_dtype_that_is_asked_for(bf16_folder: Path, dtype: str) -> None:
     engine = start_engine(bf16_folder, kv_cache_dtype=dtype, kv_cache_tokens=256)
     logits = engine.logits(PROMPT)
@@ -140,6 +140,46 @@ def test_a_smaller_cache_dtype_holds_more_tokens_of_the_same_memory(
     wide = start_engine(bf16_folder, kv_cache_dtype="float32").info.kv_cache_tokens
     narrow = start_engine(bf16_folder, kv_cache_dtype="float16").info.kv_cache_tokens
     assert narrow == pytest.approx(2 * wide, abs=16)
+    engine = start_engine(bf16_folder, kv_cache_dtype="int8")
+    vector = engine.model.config.head_dim
+    assert engine.info.kv_cache_tokens == pytest.approx(narrow * 2 * vector / (vector + 4), abs=32)
+    held = sum(cache.nbytes for cache in (*engine.model.cache.k, *engine.model.cache.v))
+    a_token = Work.of(engine.model).cache_bytes_per_token
+    assert a_token * engine.info.kv_cache_tokens == held <= (1 << 18) + 16 * a_token
+
+
+def test_an_int8_cache_moves_logits_little(bf16_folder: Path) -> None:
+    ids = [i * 7 % 199 for i in range(150)]
+
+    def logits(dtype: str, kernels: dict[str, str] | None = None) -> Tensor:
+        return start_engine(bf16_folder, kernels, weights="f32", kv_cache_dtype=dtype).logits(ids)
+
+    exact = logits("float32")
+
+    def error(approximate: Tensor) -> float:
+        return float((approximate - exact).norm() / exact.norm())
+
+    # Half a step of 1/127 of the largest element, beside 2^-9 of each: 2 to 3 times as far.
+    assert 1 < error(logits("int8")) / error(logits("bfloat16")) < 4
+    assert error(logits("int8")) < 0.02
+    reference = {"rope": "reference", "attention": "reference"}
+    assert error(logits("int8", reference)) < 0.02
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_an_int8_cache_gives_the_same_bits_however_a_prompt_is_cut(
+    bf16_folder: Path, eager: bool
+) -> None:
+    ids = [i % 199 for i in range(70)]
+
+    def logits(size: int) -> Tensor:
+        return start_engine(
+            bf16_folder, kv_cache_dtype="int8", max_batch_tokens=size, eager=eager
+        ).logits(ids)
+
+    whole = logits(128)
+    for size in (1, 7, 33):
+        assert torch.equal(logits(size), whole)
 
 
 def test_refuses_columns_that_are_no_groups(tmp_path: Path) -> None:
@@ -191,9 +231,10 @@ def test_refuses_formats_on_gpus(weights: str) -> None:
         choose_precision(options, "bfloat16", torch.device("cuda"), {})
 
 
-def test_refuses_another_cache_dtype_on_gpus() -> None:
-    options = EngineOptions(model="x", kv_cache_dtype="float16")
-    with pytest.raises(EngineStartError, match="kv_cache_dtype float16 is not served on GPUs"):
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_refuses_another_cache_dtype_on_gpus(dtype: str) -> None:
+    options = EngineOptions(model="x", kv_cache_dtype=dtype)  # type: ignore[arg-type]
+    with pytest.raises(EngineStartError, match=f"kv_cache_dtype {dtype} is not served on GPUs"):
         choose_precision(options, "bfloat16", torch.device("cuda"), {})
 
 

@@ -58,6 +58,11 @@ inline Vec load(const BFloat16* from) {
 
 inline Vec load(const Float16* from) { return {_mm256_cvtph_ps(load_16bit(from))}; }
 
+inline Vec load(const std::int8_t* from) {
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes))};
+}
+
 // The nearest bfloat16, ties to even, in the upper half of each lane; the lower half is zero.
 inline __m256i bfloat16_bits(Vec value) {
   const __m256i bits = _mm256_castps_si256(value.v);
@@ -81,6 +86,13 @@ inline void store(BFloat16* to, Vec value) {
 inline void store(Float16* to, Vec value) {
   const __m128i packed = _mm256_cvtps_ph(value.v, _MM_FROUND_TO_NEAREST_INT);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), packed);
+}
+
+inline void store(std::int8_t* to, Vec value) {
+  const __m256i whole = _mm256_cvtps_epi32(value.v);
+  const __m128i words =
+      _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packs_epi16(words, words));
 }
 
 template <class T>

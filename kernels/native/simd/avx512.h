@@ -45,6 +45,11 @@ inline Vec load(const BFloat16* from) {
 
 inline Vec load(const Float16* from) { return {_mm512_cvtph_ps(load_16bit(from))}; }
 
+inline Vec load(const std::int8_t* from) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))};
+}
+
 // The nearest bfloat16, ties to even, in the upper half of each lane; the lower half is zero.
 inline __m512i bfloat16_bits(Vec value) {
   const __m512i bits = _mm512_castps_si512(value.v);
@@ -66,6 +71,11 @@ inline void store(BFloat16* to, Vec value) {
 inline void store(Float16* to, Vec value) {
   const __m256i packed = _mm512_cvtps_ph(value.v, _MM_FROUND_TO_NEAREST_INT);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), packed);
+}
+
+inline void store(std::int8_t* to, Vec value) {
+  const __m128i packed = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(value.v));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), packed);
 }
 
 template <class T>

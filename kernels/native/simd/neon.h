@@ -3,6 +3,7 @@
 #include <arm_neon.h>
 
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "../dtype.h"
@@ -50,6 +51,13 @@ inline Vec load(const Float16* from) {
   return {vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&from->bits)))};
 }
 
+inline Vec load(const std::int8_t* from) {
+  std::int32_t bytes;
+  std::memcpy(&bytes, from, sizeof(bytes));
+  const int16x8_t words = vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(bytes)));
+  return {vcvtq_f32_s32(vmovl_s16(vget_low_s16(words)))};
+}
+
 // The nearest bfloat16, ties to even, in the upper half of each lane; the lower half is zero.
 inline uint32x4_t bfloat16_bits(Vec value) {
   const uint32x4_t bits = vreinterpretq_u32_f32(value.v);
@@ -68,6 +76,13 @@ inline void store(BFloat16* to, Vec value) {
 
 inline void store(Float16* to, Vec value) {
   vst1_u16(&to->bits, vreinterpret_u16_f16(vcvt_f16_f32(value.v)));
+}
+
+inline void store(std::int8_t* to, Vec value) {
+  const int16x4_t words = vmovn_s32(vcvtnq_s32_f32(value.v));
+  const int8x8_t bytes = vmovn_s16(vcombine_s16(words, words));
+  const std::int32_t packed = vget_lane_s32(vreinterpret_s32_s8(bytes), 0);
+  std::memcpy(to, &packed, sizeof(packed));
 }
 
 template <class T>

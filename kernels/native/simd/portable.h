@@ -34,6 +34,11 @@ inline void narrow(float value, Float16& out) {
   out.bits = static_cast<std::uint16_t>(sign | half);
 }
 
+inline void narrow(float value, std::int8_t& out) {
+  // Adding 1.5 * 2^23 rounds to an integer.
+  out = static_cast<std::int8_t>(value + 0x1.8p23F - 0x1.8p23F);
+}
+
 inline constexpr int kVectorRegisters = 16;
 
 struct Vec {

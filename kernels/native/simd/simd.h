@@ -14,7 +14,8 @@
 //   store(T*, Vec)       rounds to nearest even and stores, unaligned; NaN stays NaN
 //   rounded<T>(Vec)      rounds to T and back
 //
-// T is float, BFloat16 or Float16. Everything is in namespace qwell::QWELL_ISA and internal to
+// T is float, BFloat16 or Float16; of load and store also std::int8_t, for values of -128 .. 127.
+// Everything is in namespace qwell::QWELL_ISA and internal to
 // the unit: a function that the linker merged with another unit's copy could carry instructions
 // to a processor that lacks them. For the same reason units that include this use no standard
 // library function that is not inlined or a call to libc.

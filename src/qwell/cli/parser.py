@@ -211,7 +211,8 @@ def _add_quality(commands: Any) -> None:
         "--reference-weights",
         choices=get_args(Weights),
         default="auto",
-        help="format to compare with (default: auto, the checkpoint's own)",
+        help="format to compare with, beside the KV cache that the model has without "
+        "--kv-cache-dtype (default: auto, the checkpoint's own)",
     )
     parser.add_argument(
         "--weights",

@@ -37,6 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         report = {
             "model": str(folder),
             "reference_weights": reference,
+            "kv_cache_dtype": arguments.kv_cache_dtype,
             "window": arguments.window,
             "formats": found,
         }

@@ -26,7 +26,7 @@ from qwell.cli import main
 from qwell.kernels.native.packed import PackedWeight, packed_bytes
 from qwell.runtime.batch import Batch
 from qwell.runtime.engine import Engine
-from qwell.runtime.engine_options import EngineOptions
+from qwell.runtime.engine_options import CacheDType, EngineOptions
 from qwell.runtime.errors import EngineStartError
 
 SMALL = {
@@ -286,19 +286,27 @@ def test_a_peer_must_be_there_and_be_llama_bench(tmp_path: Path) -> None:
         Peer(fake.program, tmp_path / "missing.gguf", 1)
 
 
-def test_a_worker_runs_cases_until_it_is_ended(folder: Path) -> None:
-    options = EngineOptions(model=str(folder), device="cpu", kv_cache_tokens=256)
+@pytest.mark.parametrize(("kv_cache_dtype", "vector_bytes"), [("float16", 32), ("int8", 20)])
+def test_a_worker_runs_cases_until_it_is_ended(
+    folder: Path, kv_cache_dtype: CacheDType, vector_bytes: int
+) -> None:
+    options = EngineOptions(
+        model=str(folder), device="cpu", kv_cache_tokens=256, kv_cache_dtype=kv_cache_dtype
+    )
     with WorkerProcess(options) as worker:
         assert worker.first_token_seconds > 0
         # 2 layers of (4 + 2 + 2) * 16 x 64 + 64 x 64 + 3 * 96 x 64, and the head.
         weights = 2 * (128 * 64 + 64 * 64 + 3 * 96 * 64) + 512 * 64
         assert worker.started.weight_bytes in (2 * weights, 4 * weights)
+        # Keys and values of 2 layers, each of 2 heads of 16 elements, and in int8 of a scale.
+        assert worker.started.cache_bytes == 256 * 2 * 2 * 2 * vector_bytes
         case = Case(phase="decode", depth=8, batch=2, tokens=3)
         for _ in range(2):
             lap = worker.run(case)
             assert lap.tokens == 6
             assert lap.seconds > 0
-            assert lap.bytes_moved > 3 * worker.started.weight_bytes
+            cached = 2 * sum(range(9, 12)) * 2 * 2 * 2 * vector_bytes
+            assert lap.bytes_moved == 3 * worker.started.weight_bytes + cached
 
 
 def test_a_worker_says_what_is_wrong(tmp_path: Path) -> None:

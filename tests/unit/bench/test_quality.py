@@ -131,6 +131,13 @@ def test_the_second_half_of_each_window_is_predicted(folder: Path) -> None:
     assert row.weight_bytes > 0
 
 
+def test_the_reference_has_the_models_own_cache(folder: Path) -> None:
+    texts = windows(LLM(folder, device="cpu").tokenizer.encode(TEXT), 17)
+    options = EngineOptions(model=str(folder), device="cpu", kv_cache_dtype="int8")
+    (row,) = compare_formats(options, "auto", ["auto"], texts)
+    assert row.quality.mean_divergence > 0.0
+
+
 def test_the_command_prints_a_table_and_writes_json(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,7 +147,7 @@ def test_the_command_prints_a_table_and_writes_json(
     assert main(command.split()) == 0
     assert "mean KL" in capsys.readouterr().out
     report = json.loads(written.read_text())
-    assert report["reference_weights"] == "auto"
+    assert report["reference_weights"] == report["kv_cache_dtype"] == "auto"
     (row,) = report["formats"]
     assert row["weights"] == "auto"
     assert row["quality"]["top1_agreement"] == 1.0

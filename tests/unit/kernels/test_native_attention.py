@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from qwell.kernels.cache import Cache, Int8Cache, quantize_vectors
 from qwell.kernels.errors import KernelError
 from qwell.kernels.native.attention import bind
 from qwell.kernels.native.paged import BLOCK_SIZE
@@ -19,7 +20,7 @@ from qwell.kernels.ops import Extent
 
 NATIVE = {isa: bind(Runner(threads=2, isa=isa)) for isa in ISAS}
 native = NATIVE[next(iter(ISAS))]
-CACHE_DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+CACHE_DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int8]
 HEAD_DIMS = [8, 16, 40, 64, 80, 96, 128, 256]
 EXTENT = Extent(num_decodes=0, max_query_len=1, max_seq_len=1)  # sizes launches; not read here
 
@@ -33,8 +34,8 @@ class Step:
     counts: list[int]  # queries of a sequence
     lengths: list[int]
     q: Tensor
-    k_cache: Tensor
-    v_cache: Tensor
+    k_cache: Cache
+    v_cache: Cache
     block_table: Tensor
     window: int | None = None
 
@@ -87,18 +88,32 @@ def make_step(
     order = (torch.randperm(num_blocks - 1, generator=draw) + 1).to(torch.int32)
     # Padded with block 0, which is NaN.
     table = torch.zeros(len(lengths), max(blocks) + 1, dtype=torch.int32)
-    caches = torch.full((2, num_blocks, num_kv_heads, BLOCK_SIZE, head_dim), torch.nan, dtype=dtype)
+    caches = torch.full((2, num_blocks, num_kv_heads, BLOCK_SIZE, head_dim), torch.nan)
     used = 0
     for s, length in enumerate(lengths):
         table[s, : blocks[s]] = order[used : used + blocks[s]]
         used += blocks[s]
         position = torch.arange(length)
         block = table[s, position // BLOCK_SIZE]
-        tokens = torch.randn(length, 2, num_kv_heads, head_dim, generator=draw).to(dtype)
+        tokens = torch.randn(length, 2, num_kv_heads, head_dim, generator=draw)
         caches[:, block, :, position % BLOCK_SIZE] = tokens
     q = torch.randn(sum(counts), num_heads, head_dim, generator=draw)
-    k_cache = caches[0].mT.contiguous().mT
-    return Step(counts, lengths, q, k_cache, caches[1].contiguous(), table, window)
+    return Step(counts, lengths, q, *caches_of(*caches, dtype), table, window)
+
+
+def caches_of(k: Tensor, v: Tensor, dtype: torch.dtype) -> tuple[Cache, Cache]:
+    """The same values as the native ops take them; NaN in int8 is a scale."""
+    if dtype != torch.int8:
+        return k.to(dtype).mT.contiguous().mT, v.to(dtype)
+    (k, k_scales), (v, v_scales) = quantize_vectors(k), quantize_vectors(v)
+    return Int8Cache(k.mT.contiguous().mT, k_scales), Int8Cache(v, v_scales)
+
+
+def read(cache: Cache) -> Tensor:
+    """What a cache holds, in float64."""
+    if isinstance(cache, Int8Cache):
+        return cache.values.double() * cache.scales.double().unsqueeze(-1)
+    return cache.double()
 
 
 @st.composite
@@ -142,7 +157,7 @@ def definition(step: Step) -> tuple[Tensor, Tensor]:
         group = q.shape[1] // step.k_cache.shape[1]
         blocks = step.block_table[s, : -(-length // BLOCK_SIZE)]
         k, v = (
-            cache[blocks].transpose(0, 1).flatten(1, 2)[:, :length].double()
+            read(cache)[blocks].transpose(0, 1).flatten(1, 2)[:, :length]
             for cache in (step.k_cache, step.v_cache)
         )
         k, v = (x.repeat_interleave(group, dim=0) for x in (k, v))
@@ -152,11 +167,13 @@ def definition(step: Step) -> tuple[Tensor, Tensor]:
             hidden |= torch.arange(length) <= position - step.window
         scores = torch.einsum("nhd,hld->hnl", q, k).masked_fill(hidden, -torch.inf)
         mixed = torch.einsum("hnl,hld->nhd", scores.softmax(-1), v)
-        # Relative errors of a weight, in roundings: of each product and sum of its score, in
-        # absolute terms of the score; of exp, there and where a later maximum rescales it, once a
-        # step of 64 keys and once a split of 512; of each addition. Twice: in sum and total.
+        # Relative errors of a weight, in roundings: of each product and sum of its score, and of
+        # a key's scale, in absolute terms of the score; of exp, there and where a later maximum
+        # rescales it, once a step of 64 keys and once a split of 512; of a value's scale; of each
+        # addition. Twice: in sum and total.
         sizes = torch.einsum("nhd,hld->hnl", q.abs(), k.abs()).amax(dim=(0, 2))
-        roundings = 2 * ((q.shape[2] + 2) * sizes + length + 4 * (length / 64 + length / 512 + 2))
+        rescaled = 4 * (length / 64 + length / 512 + 2)
+        roundings = 2 * ((q.shape[2] + 3) * sizes + length + 1 + rescaled)
         eps = torch.finfo(torch.float32).eps / 2
         outputs.append(mixed.flatten(1))
         bound = (roundings * eps * v.abs().max()).unsqueeze(1)
@@ -229,13 +246,15 @@ def same_bits(a: Tensor, b: Tensor | float) -> bool:
 
 
 @each_isa
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
 @pytest.mark.parametrize("special", [torch.inf, torch.nan])
-def test_a_token_that_broke_changes_no_earlier_one(isa, special):
-    step = make_step([40], [40], head_dim=64)
+def test_a_token_that_broke_changes_no_earlier_one(isa, special, dtype):
+    step = make_step([40], [40], head_dim=64, dtype=dtype)
     whole = step.run(NATIVE[isa])
     block, offset = step.block_table[0, 30 // BLOCK_SIZE], 30 % BLOCK_SIZE
-    step.k_cache[block, :, offset] = special
-    step.v_cache[block, :, offset] = special
+    for cache in (step.k_cache, step.v_cache):
+        numbers = cache.scales if isinstance(cache, Int8Cache) else cache
+        numbers[block, :, offset] = special
     broken = step.run(NATIVE[isa])
     assert same_bits(broken[:30], whole[:30])
     assert broken[30:].isnan().all()
@@ -280,6 +299,14 @@ def test_a_replay_reads_the_sequences_anew():
         assert same_bits(replayed, torch.cat([part.run(native) for part in parts]))
 
 
+def _int8_cache(
+    values: torch.dtype = torch.int8, scales: torch.dtype = torch.float32, tokens: int = 16
+) -> Int8Cache:
+    return Int8Cache(
+        torch.zeros(2, 2, 16, 32, dtype=values), torch.zeros(2, 2, tokens, dtype=scales)
+    )
+
+
 def _with(**changes) -> dict[str, object]:
     step = make_step([1], [5])
     return {
@@ -304,7 +331,12 @@ def _with(**changes) -> dict[str, object]:
         (_with(k_cache=torch.zeros(2, 2, 8, 32)), r"k_cache must have shape .* 16, D\]"),
         (_with(v_cache=torch.zeros(2, 2, 32, 16).mT), "v_cache must be contiguous"),
         (_with(v_cache=torch.zeros(2, 2, 16, 32).half()), "v_cache must be like k_cache"),
-        (_with(v_cache=torch.zeros(2, 2, 16, 32).int()), "v_cache must be one of"),
+        (_with(v_cache=torch.zeros(2, 2, 16, 32).int()), "v_cache must be an Int8Cache or one of"),
+        (_with(v_cache=torch.zeros(2, 2, 16, 32, dtype=torch.int8)), "v_cache must be an Int8Cac"),
+        (_with(v_cache=_int8_cache()), "v_cache must be like k_cache, torch.float32"),
+        (_with(v_cache=_int8_cache(values=torch.int16)), "v_cache must have torch.int8 values"),
+        (_with(v_cache=_int8_cache(scales=torch.float16)), "scales of v_cache must be contiguous"),
+        (_with(v_cache=_int8_cache(tokens=8)), r"scales of v_cache must be .* \(2, 2, 16\)"),
         (_with(seq_lens=torch.tensor([5])), "seq_lens must be torch.int32"),
         (_with(seq_lens=torch.tensor([5, 5], dtype=torch.int32)), r"seq_lens must have shape \(1,"),
         (_with(block_table=torch.zeros(2, dtype=torch.int32)), "block_table must have shape"),

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from qwell.kernels.cache import Cache, Int8Cache, quantize_vectors
 from qwell.kernels.errors import KernelError
 from qwell.kernels.native.paged import BLOCK_SIZE
 from qwell.kernels.native.rope import bind
@@ -19,7 +20,7 @@ from qwell.kernels.reference.rope import rope as reference
 EPS = 1e-6
 NATIVE = {isa: bind(Runner(threads=2, isa=isa)) for isa in ISAS}
 native = NATIVE[next(iter(ISAS))]
-CACHE_DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+CACHE_DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int8]
 
 each_isa = pytest.mark.parametrize("isa", NATIVE)
 
@@ -43,10 +44,9 @@ class Step:
         return self.cos_sin.shape[1]
 
     def run(self, rope) -> tuple[Tensor, Tensor, Tensor]:
-        """(q, k_cache, v_cache)."""
-        shape = (self.num_blocks, self.num_kv_heads)
-        k_cache = torch.full((*shape, self.head_dim, BLOCK_SIZE), torch.nan, dtype=self.dtype).mT
-        v_cache = torch.full((*shape, BLOCK_SIZE, self.head_dim), torch.nan, dtype=self.dtype)
+        """(q, k_cache, v_cache), the caches as `read` shows them."""
+        k_cache = self.nan_cache(torch.empty(self.head_dim, BLOCK_SIZE).mT)
+        v_cache = self.nan_cache(torch.empty(BLOCK_SIZE, self.head_dim))
         q = rope(
             self.qkv,
             self.positions,
@@ -58,7 +58,25 @@ class Step:
             v_cache,
             self.slot_mapping,
         )
-        return q, k_cache, v_cache
+        return q, read(k_cache), read(v_cache)
+
+    def nan_cache(self, block: Tensor) -> Cache:
+        """A cache that holds nothing, its blocks laid out like `block`."""
+        shape = (self.num_blocks, self.num_kv_heads)
+        empty = block.expand(*shape, *block.shape)
+        if self.dtype != torch.int8:
+            return torch.full_like(empty, torch.nan, dtype=self.dtype)
+        values = torch.full_like(empty, 99, dtype=torch.int8)
+        return Int8Cache(values, torch.full((*shape, BLOCK_SIZE), torch.nan))
+
+
+def read(cache: Cache) -> Tensor:
+    """What a cache holds; in fp32 where that is not a tensor."""
+    return dense(cache.values, cache.scales) if isinstance(cache, Int8Cache) else cache
+
+
+def dense(values: Tensor, scales: Tensor) -> Tensor:
+    return values.float() * scales.unsqueeze(-1)
 
 
 @st.composite
@@ -111,6 +129,16 @@ def rotated(heads: Tensor, step: Step) -> tuple[Tensor, Tensor]:
     )
 
 
+def rounding_of(k: Tensor, tolerance: Tensor, step: Step) -> Tensor:
+    """How far writing k to the cache may move what is within a tolerance of it."""
+    if step.dtype == torch.int8:
+        # Half a scale, and the roundings of scale, quotient and product.
+        scale = (k.abs() + tolerance).amax(dim=-1, keepdim=True) / 127
+        return (0.5 + 127 * 3 * torch.finfo(torch.float32).eps / 2) * scale
+    rounding = torch.finfo(step.dtype)
+    return rounding.eps * k.abs() + rounding.smallest_normal * rounding.eps
+
+
 @each_isa
 @settings(deadline=None)
 @given(steps())
@@ -126,10 +154,12 @@ def test_equals_definition(isa, nan_empty, assert_within, step):
     kept = step.slot_mapping >= 0
     block = step.slot_mapping[kept] // BLOCK_SIZE
     offset = step.slot_mapping[kept] % BLOCK_SIZE
-    rounding = torch.finfo(step.dtype)
-    tolerance = tolerance + rounding.eps * k.abs() + rounding.smallest_normal * rounding.eps
-    assert_within(k_cache[block, :, offset], k[kept], tolerance[kept])
-    assert_within(v_cache[block, :, offset], v[kept].float().to(step.dtype), 0.0)
+    assert_within(
+        k_cache[block, :, offset], k[kept], (tolerance + rounding_of(k, tolerance, step))[kept]
+    )
+    v = v[kept].float()
+    stored = dense(*quantize_vectors(v)) if step.dtype == torch.int8 else v.to(step.dtype)
+    assert_within(v_cache[block, :, offset], stored, 0.0)
     k_cache[block, :, offset] = v_cache[block, :, offset] = torch.nan
     assert k_cache.isnan().all()
     assert v_cache.isnan().all()
@@ -171,6 +201,41 @@ def test_bits_of_a_token_depend_on_nothing_else(isa, step):
             block, offset = slot // BLOCK_SIZE, slot % BLOCK_SIZE
             assert torch.equal(own_k[block, :, offset], k_cache[block, :, offset])
             assert torch.equal(own_v[block, :, offset], v_cache[block, :, offset])
+
+
+@each_isa
+def test_int8_keeps_zeros_and_gives_up_what_is_not_finite(isa):
+    step = make_vectors(
+        [
+            [0.0, -0.0, 0.0, 0.0],
+            [127.0, -63.5, 62.5, 0.4],  # ties go to even integers
+            [1.0, torch.inf, 1.0, 1.0],
+            [1.0, 1.0, torch.nan, 1.0],
+            [190 * 2.0**-149, -(2.0**-149), 0.0, 0.0],  # a scale of 1.496 is 1 of 2^-149
+        ]
+    )
+    for cache in step.run(NATIVE[isa])[1:]:
+        written = cache[0, 0, :5]
+        assert written[0].tolist() == [0.0] * 4
+        assert written[1].tolist() == [127.0, -64.0, 62.0, 0.0]
+        assert written[2:4].isnan().all()
+        assert written[4].tolist() == [127 * 2.0**-149, -(2.0**-149), 0.0, 0.0]
+
+
+def make_vectors(vectors: list[list[float]]) -> Step:
+    """Tokens whose key, which is not rotated, and value for one head are each a vector."""
+    tokens, head_dim = len(vectors), len(vectors[0])
+    return Step(
+        qkv=torch.tensor(vectors).repeat(1, 3),
+        positions=torch.zeros(tokens, dtype=torch.int32),
+        cos_sin=torch.tensor([[1.0] * (head_dim // 2) + [0.0] * (head_dim // 2)]),
+        q_norm=None,
+        k_norm=None,
+        slot_mapping=torch.arange(tokens, dtype=torch.int32),
+        num_kv_heads=1,
+        num_blocks=1,
+        dtype=torch.int8,
+    )
 
 
 def _with(**changes) -> dict[str, object]:
