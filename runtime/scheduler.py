@@ -238,14 +238,17 @@ class Scheduler:
         Args:
             prefill_tokens: most tokens of prompts in a step that also decodes; None is as many as
                 the step has room for.
-            drafts: guesses for some of `decoding`; taken as far as there is room without taking
-                it from others.
+            drafts: guesses for some of `decoding`; taken as far as there is room, in the cache
+                without taking it from others, in the step up to half of it.
         """
         decoding = self._with_room(self.decoding)
         budget = self._max_batch_tokens - len(decoding)
+        # The other half is for prompts, which must go on whatever is guessed.
+        draft_budget = budget // 2
         chunks = []
         for sequence in decoding:
-            draft_ids = self._drafted(sequence, drafts.get(sequence, ())[:budget])
+            draft_ids = self._drafted(sequence, drafts.get(sequence, ())[:draft_budget])
+            draft_budget -= len(draft_ids)
             budget -= len(draft_ids)
             start = sequence.num_computed
             chunks.append(Chunk(sequence, start, start + 1, draft_ids))

@@ -19,6 +19,11 @@ from qwell.runtime.scheduler import Chunk, Scheduler, Sequence
 BEGINNINGS = [[family * 7 + place % 5 for place in range(80)] for family in range(2)]
 
 
+def next_id(place: int) -> int:
+    """Mostly the same for equal prompts, so that generated tokens are shared as well."""
+    return place % 3
+
+
 class Load(RuleBasedStateMachine):
     @initialize(
         num_blocks=st.integers(6, 20),
@@ -80,20 +85,26 @@ class Load(RuleBasedStateMachine):
         assert sequence.blocks == []
         self.scheduler.check()
 
-    @rule(prefill_tokens=st.none() | st.integers(1, 32), steps=st.integers(1, 8))
-    def steps(self, prefill_tokens: int | None, steps: int) -> None:
+    @rule(
+        prefill_tokens=st.none() | st.integers(1, 32),
+        steps=st.integers(1, 8),
+        guesses=st.integers(0, 6),
+        right=st.integers(0, 6),
+    )
+    def steps(self, prefill_tokens: int | None, steps: int, guesses: int, right: int) -> None:
         for _ in range(steps):
-            self.step(prefill_tokens)
+            self.step(prefill_tokens, guesses, right)
 
-    def step(self, prefill_tokens: int | None) -> None:
+    def step(self, prefill_tokens: int | None, guesses: int = 0, right: int = 0) -> None:
         running = {s: s.blocks for s in self.live if s.blocks}
         decoding = {s for s in running if s.num_uncomputed == 1}
         preemptions = self.scheduler.num_preemptions
-        chunks = self.scheduler.schedule(prefill_tokens)
+        drafts = {s: self.guess(s, guesses, right) for s in self.scheduler.decoding}
+        chunks = self.scheduler.schedule(prefill_tokens, drafts)
         self.scheduler.check()
         assert bool(chunks) == bool(self.live), "work waits, but the step is empty"
         assert len({chunk.sequence for chunk in chunks}) == len(chunks)
-        assert sum(chunk.end - chunk.start for chunk in chunks) <= self.budget
+        assert sum(chunk.stop - chunk.start for chunk in chunks) <= self.budget
         self.check_preemption(running)
         if self.scheduler.num_preemptions == preemptions:
             self.check_shares(chunks, decoding, prefill_tokens)
@@ -102,7 +113,7 @@ class Load(RuleBasedStateMachine):
         self.scheduler.computed(chunks)
         for chunk in chunks:
             if chunk.completes:
-                self.sample(chunk.sequence)
+                self.sample(chunk)
         self.scheduler.check()
 
     def check_preemption(self, running: dict[Sequence, list[int]]) -> None:
@@ -124,7 +135,8 @@ class Load(RuleBasedStateMachine):
     ) -> None:
         sizes = {chunk.sequence: chunk.end - chunk.start for chunk in chunks}
         assert all(sizes.get(sequence) == 1 for sequence in decoding)
-        left = self.budget - len(decoding)
+        left = self.budget - len(decoding) - sum(len(chunk.draft_ids) for chunk in chunks)
+        assert left >= (self.budget - len(decoding)) // 2, "guesses take more than half of a step"
         if decoding and prefill_tokens is not None:
             left = min(left, prefill_tokens)
         prompts = [s for s in self.live if s.blocks and s not in decoding]
@@ -136,17 +148,29 @@ class Load(RuleBasedStateMachine):
     def compute(self, chunk: Chunk) -> None:
         sequence = chunk.sequence
         assert chunk.start == sequence.num_computed < chunk.end <= len(sequence.token_ids)
-        for place in range(chunk.end):
+        token_ids = [*sequence.token_ids, *chunk.draft_ids]
+        for place in range(chunk.stop):
             slot = sequence.blocks[place // BLOCK_SIZE] * BLOCK_SIZE + place % BLOCK_SIZE
-            content = (sequence.cache_salt, sequence.token_ids[: place + 1])
+            content = (sequence.cache_salt, token_ids[: place + 1])
             if place >= chunk.start:
                 self.cache[slot] = content
             assert self.cache.get(slot) == content, "another sequence's tokens"
 
-    def sample(self, sequence: Sequence) -> None:
+    def guess(self, sequence: Sequence, count: int, right: int) -> list[int]:
+        """So many tokens that would follow, of which some are right."""
+        known = len(sequence.token_ids)
+        count = min(count, sequence.num_left - 1)
+        return [next_id(known + i) if i < right else 9 for i in range(count)]
+
+    def sample(self, chunk: Chunk) -> None:
+        sequence = chunk.sequence
         self.behind.discard(sequence)
-        # Mostly the same for equal prompts, so that generated tokens are shared as well.
-        sequence.token_ids.append(len(sequence.token_ids) % 3)
+        sequence.num_in_flight = 1
+        sequence.arrived(next_id(len(sequence.token_ids)))
+        for guess in chunk.draft_ids:
+            if guess != sequence.token_ids[-1]:
+                break
+            sequence.accepted(next_id(len(sequence.token_ids)))
         if sequence.num_left == 0:
             self.scheduler.remove(sequence)
             self.live.remove(sequence)
