@@ -12,7 +12,7 @@ demo: $(VENV)/.runs  ## serve the demo model on 127.0.0.1:8000
 	$(bin)/qwell serve
 
 test: $(VENV)/.tests  ## run all tests
-	$(bin)/pytest
+	$(bin)/pytest -n 2 --dist loadfile
 
 emulated: $(VENV)/.tests  ## the C++ tests on processors that this machine is not
 	$(bin)/pytest -n 2 --dist loadgroup tests/emulated
