@@ -26,6 +26,14 @@ _pack_ids = struct.Struct(f"<{BLOCK_SIZE}I").pack
 class _Content(NamedTuple):
     key: bytes
     token_ids: Sequence[int]
+    parent: bytes
+
+
+class Prefix(NamedTuple):
+    """The tokens of a block, and the place in a list of the one that it follows; -1 is none."""
+
+    token_ids: Sequence[int]
+    follows: int
 
 
 class BlockPool:
@@ -78,8 +86,12 @@ class BlockPool:
     def extend_keys(self, keys: list[bytes], token_ids: Sequence[int], salt: str) -> None:
         """Name the blocks of `token_ids` that have become full since `keys` was extended last."""
         for start in range(len(keys) * BLOCK_SIZE, len(token_ids) - BLOCK_SIZE + 1, BLOCK_SIZE):
-            parent = keys[-1] if keys else self._secret + sha256(salt.encode()).digest()
-            keys.append(sha256(parent + _pack_ids(*token_ids[start : start + BLOCK_SIZE])).digest())
+            parent = keys[-1] if keys else self.root(salt)
+            keys.append(_name(parent, token_ids[start : start + BLOCK_SIZE]))
+
+    def root(self, salt: str) -> bytes:
+        """What stands for the name of a parent in the first block of a sequence."""
+        return self._secret + sha256(salt.encode()).digest()
 
     def find(self, keys: Iterable[bytes], token_ids: Sequence[int]) -> list[int]:
         """The blocks of the longest known beginning of `token_ids`, whose blocks `keys` name."""
@@ -99,11 +111,47 @@ class BlockPool:
         """How many of the blocks nobody owns: so many fewer are free once they are shared."""
         return sum(self._owners[block] == 0 for block in blocks)
 
-    def register(self, block: int, key: bytes, token_ids: Sequence[int]) -> None:
-        """A full block can be found by its name from now on, unless an equal one can already."""
+    def register(self, block: int, key: bytes, token_ids: Sequence[int], parent: bytes) -> None:
+        """A full block can be found by its name from now on, unless an equal one can already.
+
+        `parent` is the name of the block before it, or a root.
+        """
         if key not in self._blocks:
             self._blocks[key] = block
-            self._contents[block] = _Content(key, token_ids)
+            self._contents[block] = _Content(key, token_ids, parent)
+
+    def hottest(self, most: int) -> tuple[list[int], list[Prefix]]:
+        """Idle blocks without a salt, those used last first, and what is in them.
+
+        At most so many, and each after the one that it follows.
+        """
+        places = {self.root(""): -1}
+        blocks: list[int] = []
+        prefixes: list[Prefix] = []
+        for block in reversed(self._idle):
+            content = self._contents[block]
+            follows = places.get(content.parent)
+            if follows is None:
+                continue
+            if len(blocks) == most:
+                break
+            places[content.key] = len(blocks)
+            blocks.append(block)
+            prefixes.append(Prefix(content.token_ids, follows))
+        return blocks, prefixes
+
+    def restore(self, prefixes: Sequence[Prefix]) -> list[int]:
+        """Blocks that can be found by these tokens from now on, for the caller to fill.
+
+        The caller owns them, and has checked `num_free`.
+        """
+        blocks = self.take(len(prefixes))
+        keys: list[bytes] = []
+        for block, prefix in zip(blocks, prefixes, strict=True):
+            parent = self.root("") if prefix.follows < 0 else keys[prefix.follows]
+            keys.append(_name(parent, prefix.token_ids))
+            self.register(block, keys[-1], prefix.token_ids, parent)
+        return blocks
 
     def check(self, owned: Iterable[Sequence[int]]) -> None:
         """Assert that the books are right, where `owned` has the blocks of every owner there is."""
@@ -118,3 +166,7 @@ class BlockPool:
         block, _ = self._idle.popitem(last=False)
         del self._blocks[self._contents.pop(block).key]
         return block
+
+
+def _name(parent: bytes, token_ids: Sequence[int]) -> bytes:
+    return sha256(parent + _pack_ids(*token_ids)).digest()

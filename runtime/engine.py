@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceOf
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from qwell.runtime.kv_cache import BLOCK_SIZE, blocks_for
 from qwell.runtime.loader import LoadedModel, load_model
 from qwell.runtime.messages import EngineInfo, FinishReason, StepStats, TokenOutput
 from qwell.runtime.precision import dtype_name
+from qwell.runtime.prefix_file import PrefixFile
 from qwell.runtime.prompt_lookup import PromptLookups
 from qwell.runtime.sampled_ids import SampledIds
 from qwell.runtime.sampler import sample_next
@@ -95,6 +97,10 @@ class Engine:
         # Requests for no tokens at all: done, but reported by a step like every other.
         self._done: list[TokenOutput] = []
         self._in_flight: SampledIds | None = None
+        self._prefix_file: PrefixFile | None = None
+        if options.prefix_cache_file is not None and options.prefix_cache:
+            self._prefix_file = PrefixFile(Path(options.prefix_cache_file), options, model)
+            self._prefix_file.load(self._pool, model.cache)
         # Prompt tokens and guesses of the step that was launched last.
         self._more_tokens = 0
         self._steps = 0
@@ -209,6 +215,13 @@ class Engine:
         check_some_id_is_left(params, sequence.end_ids)
         self._sequences[request_id] = sequence
         self._scheduler.add(sequence)
+
+    def close(self) -> None:
+        """Abort all requests, and keep the prefixes of the cache where the options say so."""
+        for request_id in list(self._sequences):
+            self.abort(request_id)
+        if self._prefix_file is not None:
+            self._prefix_file.save(self._pool, self.model.cache)
 
     def abort(self, request_id: str) -> None:
         """Forget a request; its blocks are free at once. Unknown ids are ignored."""

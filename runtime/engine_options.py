@@ -48,6 +48,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
             begin with the same tokens.
         kernels: family that serves an op instead of the chosen one, by op name: {"linear":
             "reference"} is torch's product.
+        prefix_cache_file: where the prefixes used last are kept when the engine is closed, for the
+            next start; None keeps none.
         speculation: guess tokens ahead and verify them in one step, where that pays; on CPUs.
             The tokens are the same.
         draft_model: folder of a smaller model with the same tokenizer that guesses; None looks
@@ -73,6 +75,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_queue: int | None = None
     target_itl_ms: float | None = None
     prefix_cache: bool = True
+    prefix_cache_file: str | None = None
     speculation: bool = True
     draft_model: str | None = None
     eos_token_ids: tuple[int, ...] = ()

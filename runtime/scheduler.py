@@ -378,7 +378,9 @@ class Scheduler:
         for place in range(sequence.num_registered, full):
             key, start = sequence.block_keys[place], place * BLOCK_SIZE
             token_ids = sequence.token_ids[start : start + BLOCK_SIZE]
-            self._pool.register(sequence.blocks[place], key, token_ids)
+            root = self._pool.root(sequence.cache_salt)
+            parent = sequence.block_keys[place - 1] if place else root
+            self._pool.register(sequence.blocks[place], key, token_ids, parent)
             if self._coming.get(key) is sequence:
                 del self._coming[key]
         sequence.num_registered = full

@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         connection.sendall(encode_frame(StartFailed(str(error))))
         return 1
     run(engine, connection)
+    engine.close()
     return 0
 
 

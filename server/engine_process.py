@@ -17,6 +17,8 @@ WORKER_COMMAND = (sys.executable, "-m", "qwell.runtime.worker")
 
 _READ_BYTES = 1 << 16
 _STOP_S = 2.0
+# With a prefix cache to be written to a disk that may be slow.
+_KEEP_S = 60.0
 
 
 class EngineProcess:
@@ -27,10 +29,12 @@ class EngineProcess:
         process: asyncio.subprocess.Process,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
+        stop_s: float,
     ) -> None:
         self._process = process
         self._reader = reader
         self._writer = writer
+        self._stop_s = stop_s
 
     @classmethod
     async def spawn(cls, command: Sequence[str], options: EngineOptions) -> EngineProcess:
@@ -50,7 +54,8 @@ class EngineProcess:
             process.kill()
             await process.wait()
             raise
-        return cls(process, reader, writer)
+        stop_s = _STOP_S if options.prefix_cache_file is None else _KEEP_S
+        return cls(process, reader, writer, stop_s)
 
     @property
     def pid(self) -> int:
@@ -80,7 +85,7 @@ class EngineProcess:
         """Close the socket, which ends the process, by force if need be; how it ended."""
         self._writer.close()
         try:
-            status = await asyncio.wait_for(self._process.wait(), _STOP_S)
+            status = await asyncio.wait_for(self._process.wait(), self._stop_s)
         except asyncio.TimeoutError:
             self._process.kill()
             status = await self._process.wait()

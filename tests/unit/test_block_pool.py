@@ -20,7 +20,8 @@ def cached(pool: BlockPool, ids: list[int], salt: str = "") -> list[int]:
     names = keys(pool, ids, salt)
     blocks = pool.take(len(names))
     for place, name in enumerate(names):
-        pool.register(blocks[place], name, ids[16 * place : 16 * place + 16])
+        parent = names[place - 1] if place else pool.root(salt)
+        pool.register(blocks[place], name, ids[16 * place : 16 * place + 16], parent)
     result = list(blocks)
     pool.give_back(blocks)
     return result
@@ -95,7 +96,7 @@ def test_equal_blocks_are_kept_once() -> None:
     [name, _] = keys(pool, IDS)
     blocks = pool.take(2)
     for block in blocks:
-        pool.register(block, name, IDS[:16])
+        pool.register(block, name, IDS[:16], pool.root(""))
     assert pool.find([name], IDS) == blocks[:1]
     pool.check([blocks])
     pool.give_back(blocks)

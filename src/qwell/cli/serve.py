@@ -24,6 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
         engine_options(arguments, str(resolve_model(arguments.model))),
         max_queue=arguments.max_queue,
         target_itl_ms=arguments.target_itl_ms,
+        prefix_cache_file=arguments.prefix_cache_file,
     )
     options = ServeOptions(
         engine=engine,

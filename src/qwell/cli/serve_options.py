@@ -43,6 +43,11 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
         "twice what it is without them, but at least 50)",
     )
     parser.add_argument(
+        "--prefix-cache-file",
+        metavar="FILE",
+        help="keep the prefixes used last in this file, from a stop to the next start",
+    )
+    parser.add_argument(
         "--served-model-name",
         metavar="NAME",
         action="append",
