@@ -291,3 +291,19 @@ def test_a_client_that_leaves_makes_room_for_the_next(demo: ServerProcess) -> No
     answer.close()
 
     assert texts(demo, "Twice", temperature=0, max_tokens=4, ignore_eos=True)
+
+
+def test_prefixes_are_found_after_a_restart(tmp_path: Path) -> None:
+    backend = tiny_backend()
+    make_checkpoint(tmp_path / "tiny", vocab_size=backend.get_vocab_size() + 20)
+    backend.save(str(tmp_path / "tiny" / "tokenizer.json"))
+    engine = {"prefix_cache_file": str(tmp_path / "prefixes")}
+    answers = []
+    for start in range(2):
+        options = {"worker": REAL_WORKER, "engine_options": engine}
+        with ServerProcess(tmp_path / "tiny", tmp_path / f"log{start}", **options) as server:
+            answers.append(server.complete("once upon a time " * 5, seed=1, max_tokens=8))
+    first, second = (answer["usage"]["prompt_tokens_details"] for answer in answers)
+    assert first["cached_tokens"] == 0
+    assert second["cached_tokens"] >= 64
+    assert answers[0]["choices"] == answers[1]["choices"]
