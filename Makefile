@@ -15,7 +15,7 @@ test: $(VENV)/.tests  ## run all tests
 	$(bin)/pytest -n 2 --dist loadfile
 
 emulated: $(VENV)/.tests  ## the C++ tests on processors that this machine is not
-	$(bin)/pytest -n 2 --dist loadgroup tests/emulated
+	$(bin)/pytest -n 2 --dist loadfile tests/emulated
 
 lint: $(VENV)/.tests  ## style, types, direction of imports
 	$(bin)/ruff check .

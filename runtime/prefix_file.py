@@ -131,6 +131,6 @@ def _parts(cache: KVCache) -> Iterator[tuple[str, Tensor]]:
 def _checksum(tensors: dict[str, Tensor]) -> str:
     crc = 0
     for name in sorted(tensors):
-        data = tensors[name].contiguous().view(torch.uint8).numpy()
+        data = tensors[name].contiguous().view(torch.uint8).numpy().data
         crc = zlib.crc32(data, zlib.crc32(name.encode(), crc))
     return f"{crc:08x}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from emulated import NATIVE_TESTS, Machine, build, need
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("arm")]
+pytestmark = pytest.mark.timeout(900)
 
 COMPILER = "aarch64-linux-gnu-g++"
 

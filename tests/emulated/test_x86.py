@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from emulated import NATIVE_TESTS, Machine, build, need_x86_emulator
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("x86")]
+pytestmark = pytest.mark.timeout(900)
 
 # AVX2 without AVX-512, and the first level of the architecture.
 ISAS = {"Haswell": ["avx2", "portable"], "Opteron_G1": ["portable"]}

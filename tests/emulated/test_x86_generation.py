@@ -11,7 +11,7 @@ from checkpoints import make_checkpoint
 from emulated import need_x86_emulator, run
 from tiny_tokenizers import tiny_backend
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("x86")]
+pytestmark = pytest.mark.timeout(900)
 
 ISAS = {"Haswell": "avx2", "Nehalem": "portable"}
 WARNING = "this CPU lacks avx2, fma, f16c: the portable kernels are many times slower"

@@ -269,15 +269,15 @@ std::vector<double> decoded(const Case& c, const Result& result, bool key) {
 void check_attention(const Case& c, qwell::Isa isa, const Result& result) {
   const double scale = 1 / std::sqrt(static_cast<double>(c.shape.head_dim));
   const auto head_dim = static_cast<std::size_t>(c.shape.head_dim);
-  const std::vector<double> keys = decoded(c, result, true);
-  const std::vector<double> values = decoded(c, result, false);
+  const std::vector<double> cached_keys = decoded(c, result, true);
+  const std::vector<double> cached_values = decoded(c, result, false);
   std::int64_t wrong = 0;
   for (std::int64_t token = 0; token < c.tokens; ++token) {
     for (std::int64_t h = 0; h < c.shape.num_heads; ++h) {
       const std::int64_t first =
           c.shape.window > 0 ? std::max<std::int64_t>(token - c.shape.window + 1, 0) : 0;
       const std::int64_t row = (token * c.shape.num_heads + h) * c.shape.head_dim;
-      const auto cached = [&](const std::vector<double>& of, std::int64_t position) {
+      const auto row_of = [&](const std::vector<double>& of, std::int64_t position) {
         const std::int64_t head = position * c.shape.num_kv_heads + h / c.shape.group();
         return of.data() + head * c.shape.head_dim;
       };
@@ -287,7 +287,7 @@ void check_attention(const Case& c, qwell::Isa isa, const Result& result) {
         double score = 0;
         double size = 0;
         const float* query = result.q.data() + row;
-        const double* key = cached(keys, position);
+        const double* key = row_of(cached_keys, position);
         for (std::int64_t d = 0; d < c.shape.head_dim; ++d) {
           const double product = scale * query[d] * key[d];
           score += product;
@@ -303,17 +303,25 @@ void check_attention(const Case& c, qwell::Isa isa, const Result& result) {
       for (std::int64_t position = first; position <= token; ++position) {
         const double weight = std::exp(scores[static_cast<std::size_t>(position - first)] - most);
         total += weight;
-        const double* value = cached(values, position);
+        const double* value = row_of(cached_values, position);
         for (std::size_t d = 0; d < head_dim; ++d) {
           mixed[d] += weight * value[d];
           largest_value = std::max(largest_value, std::abs(value[d]));
         }
       }
+<<<<<<< HEAD
       // Roundings of a score, of exp at each of its uses, of what scales the two, and of sums over
       // keys; twice, in the sum and in the total.
       const double count = static_cast<double>(token - first + 1);
       const double roundings = 2 * ((static_cast<double>(c.shape.head_dim) + 3) * largest_size +
                                     count + 1 + 4 * (count / 64 + count / 512 + 4));
+=======
+      // Roundings of a score, of exp at each of its uses, and of sums over keys; twice, in the sum
+      // and in the total.
+      const double keys = static_cast<double>(token - first + 1);
+      const double roundings = 2 * ((static_cast<double>(c.shape.head_dim) + 2) * largest_size +
+                                    keys + 4 * (keys / 64 + keys / 512 + 4));
+>>>>>>> isa
       const double error = roundings * 0x1p-24 * largest_value;
       for (std::size_t d = 0; d < head_dim; ++d) {
         const double out = result.out[static_cast<std::size_t>(row) + d];
