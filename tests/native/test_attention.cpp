@@ -309,19 +309,11 @@ void check_attention(const Case& c, qwell::Isa isa, const Result& result) {
           largest_value = std::max(largest_value, std::abs(value[d]));
         }
       }
-<<<<<<< HEAD
       // Roundings of a score, of exp at each of its uses, of what scales the two, and of sums over
       // keys; twice, in the sum and in the total.
       const double count = static_cast<double>(token - first + 1);
       const double roundings = 2 * ((static_cast<double>(c.shape.head_dim) + 3) * largest_size +
                                     count + 1 + 4 * (count / 64 + count / 512 + 4));
-=======
-      // Roundings of a score, of exp at each of its uses, and of sums over keys; twice, in the sum
-      // and in the total.
-      const double keys = static_cast<double>(token - first + 1);
-      const double roundings = 2 * ((static_cast<double>(c.shape.head_dim) + 2) * largest_size +
-                                    keys + 4 * (keys / 64 + keys / 512 + 4));
->>>>>>> isa
       const double error = roundings * 0x1p-24 * largest_value;
       for (std::size_t d = 0; d < head_dim; ++d) {
         const double out = result.out[static_cast<std::size_t>(row) + d];
