@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qwell.kernels.ops import Extent
 from qwell.runtime.sampled_ids import IdColumn, SampledIds
-from qwell.runtime.scheduler import Chunk
+from qwell.runtime.sequence import Chunk
 from qwell.runtime.transfer import to_device
 
 

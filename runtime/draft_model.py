@@ -16,7 +16,7 @@ from qwell.runtime.errors import EngineStartError
 from qwell.runtime.forward import Forward
 from qwell.runtime.kv_cache import BLOCK_SIZE, blocks_for
 from qwell.runtime.loader import LoadedModel, load_model
-from qwell.runtime.scheduler import Chunk, Sequence
+from qwell.runtime.sequence import Chunk, Sequence
 from qwell.runtime.tokenizer import Tokenizer, has_tokenizer
 
 

@@ -35,7 +35,8 @@ from qwell.runtime.sampling_params import (
     check_some_id_is_left,
     check_token_ids,
 )
-from qwell.runtime.scheduler import NO_DRAFTS, Chunk, Scheduler, Sequence
+from qwell.runtime.scheduler import NO_DRAFTS, Scheduler
+from qwell.runtime.sequence import Chunk, Sequence
 from qwell.runtime.speculation import Drafter, Speculator, kept_ids
 from qwell.runtime.step_budget import StepBudget
 from qwell.runtime.step_clock import StepClock

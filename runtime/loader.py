@@ -35,7 +35,7 @@ from qwell.runtime.models.dense import (
 from qwell.runtime.models.registry import read_model_config
 from qwell.runtime.precision import Precision, choose_precision, dtype_name
 from qwell.runtime.sampling_params import SamplingParams
-from qwell.runtime.scheduler import Chunk, Sequence
+from qwell.runtime.sequence import Chunk, Sequence
 
 if TYPE_CHECKING:
     from qwell.kernels.native.runner import Runner

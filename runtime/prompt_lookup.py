@@ -10,7 +10,7 @@ from collections.abc import Sequence as SequenceOf
 
 import numpy as np
 
-from qwell.runtime.scheduler import Sequence
+from qwell.runtime.sequence import Sequence
 
 # Two tokens in common are often chance; more than five say little more than five do.
 LEAST_MATCH = 3

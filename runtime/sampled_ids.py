@@ -11,7 +11,7 @@ from collections.abc import Sequence as SequenceOf
 import torch
 from torch import Tensor
 
-from qwell.runtime.scheduler import Sequence
+from qwell.runtime.sequence import Sequence
 from qwell.runtime.step_logprobs import Scores
 from qwell.runtime.transfer import to_host
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from qwell.kernels.ops import Ops
 from qwell.runtime.logit_adjustment import Floats, Ints
 from qwell.runtime.sampled_ids import IdColumn, SampledIds
-from qwell.runtime.scheduler import Sequence
+from qwell.runtime.sequence import Sequence
 from qwell.runtime.transfer import arrays_to_device
 
 _MASK = 2**64 - 1

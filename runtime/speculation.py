@@ -14,7 +14,7 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import Protocol
 
-from qwell.runtime.scheduler import Sequence
+from qwell.runtime.sequence import Sequence
 
 # A longer guess is seldom right to its end.
 MOST_DRAFTS = 12

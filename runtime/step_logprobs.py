@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qwell.kernels.ops import Ops
 from qwell.runtime.messages import Logprobs
-from qwell.runtime.scheduler import Chunk, Sequence
+from qwell.runtime.sequence import Chunk, Sequence
 from qwell.runtime.transfer import arrays_to_device, to_host_array
 
 Scores = Callable[[], dict[Sequence, Logprobs]]

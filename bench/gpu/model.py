@@ -22,7 +22,7 @@ from qwell.runtime.loader import LoadedModel
 from qwell.runtime.models.dense import expected_shapes, load_dense
 from qwell.runtime.models.registry import FAMILIES
 from qwell.runtime.precision import FORMATS, dtype_name
-from qwell.runtime.scheduler import Chunk
+from qwell.runtime.sequence import Chunk
 
 
 class RandomWeights:

@@ -17,7 +17,7 @@ from qwell.runtime.kv_cache import BLOCK_SIZE
 from qwell.runtime.loader import LoadedModel
 from qwell.runtime.sampled_ids import SampledIds
 from qwell.runtime.sampler import sample_next
-from qwell.runtime.scheduler import Chunk, Sequence
+from qwell.runtime.sequence import Chunk, Sequence
 
 WARM_UP_TOKENS = 16
 

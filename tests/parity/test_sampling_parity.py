@@ -13,7 +13,7 @@ from transformers.generation import logits_process as hf
 from qwell.kernels.registry import build_ops
 from qwell.runtime.sampler import sample_next, uniform
 from qwell.runtime.sampling_params import SamplingParams
-from qwell.runtime.scheduler import Sequence
+from qwell.runtime.sequence import Sequence
 
 NATIVE = build_ops(torch.device("cpu"), torch.float32)
 REFERENCE = build_ops(

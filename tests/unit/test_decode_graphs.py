@@ -16,7 +16,7 @@ from qwell.runtime.kv_cache import BLOCK_SIZE, blocks_for
 from qwell.runtime.loader import LoadedModel, load_model
 from qwell.runtime.sampled_ids import SampledIds
 from qwell.runtime.sampling_params import SamplingParams
-from qwell.runtime.scheduler import Chunk, Sequence
+from qwell.runtime.sequence import Chunk, Sequence
 
 CPU = torch.device("cpu")
 

@@ -23,7 +23,7 @@ from qwell.runtime.kv_cache import BLOCK_SIZE, blocks_for
 from qwell.runtime.loader import LoadedModel, load_model
 from qwell.runtime.recorded_forward import RecordedForward
 from qwell.runtime.sampling_params import SamplingParams
-from qwell.runtime.scheduler import Chunk, Sequence
+from qwell.runtime.sequence import Chunk, Sequence
 
 CPU = torch.device("cpu")
 MAX_TOKENS, MAX_SEQS = 48, 6

@@ -15,7 +15,7 @@ from qwell.kernels.registry import build_ops
 from qwell.runtime.errors import RequestError
 from qwell.runtime.sampler import sample_next, uniform
 from qwell.runtime.sampling_params import SamplingParams
-from qwell.runtime.scheduler import Sequence
+from qwell.runtime.sequence import Sequence
 
 OPS = build_ops(torch.device("cpu"), torch.float32)
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, 1.0])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from qwell.runtime.block_pool import BlockPool
 from qwell.runtime.sampling_params import SamplingParams
-from qwell.runtime.scheduler import Scheduler, Sequence
+from qwell.runtime.scheduler import Scheduler
+from qwell.runtime.sequence import Sequence
 
 
 def sequence(

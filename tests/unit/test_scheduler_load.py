@@ -13,7 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from qwell.runtime.block_pool import BlockPool
 from qwell.runtime.kv_cache import BLOCK_SIZE
 from qwell.runtime.sampling_params import SamplingParams
-from qwell.runtime.scheduler import Chunk, Scheduler, Sequence
+from qwell.runtime.scheduler import Scheduler
+from qwell.runtime.sequence import Chunk, Sequence
 
 # Prompts that begin alike: a stretch of one of these, then tokens of their own.
 BEGINNINGS = [[family * 7 + place % 5 for place in range(80)] for family in range(2)]

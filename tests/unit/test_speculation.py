@@ -18,7 +18,7 @@ from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.errors import EngineStartError
 from qwell.runtime.loader import load_model
 from qwell.runtime.sampling_params import SamplingParams
-from qwell.runtime.scheduler import Sequence
+from qwell.runtime.sequence import Sequence
 from qwell.runtime.speculation import MOST_DRAFTS, Speculator, kept_ids
 
 REPETITIVE = [7, 8, 9, 10, 11] * 8

@@ -1,0 +1,134 @@
+"""A request on its way through steps: what of it is known, drawn, computed and cached.
+
+A step is scheduled from how many tokens a sequence has; the last of them may still be in flight:
+drawn on the device by the step before, its id not known here yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, field
+
+from qwell.runtime.logit_adjustment import LogitAdjustment, adjustment_of
+from qwell.runtime.sampling_params import SamplingParams
+
+
+@dataclass(eq=False)
+class Sequence:
+    """A request on its way: its tokens, and how many of them are in the cache.
+
+    Attributes:
+        token_ids: the tokens that are known.
+        priority: lower runs first.
+        cache_salt: only sequences of the same salt share cached prefixes.
+        arrival: how many came before it.
+        num_in_flight: tokens after these that are drawn, but not known yet.
+        num_computed: tokens that are in the cache once the steps in flight have run.
+        blocks: where they are, and where the rest of the prompt will be.
+        block_keys: names of the blocks that `token_ids` fill, as far as they were needed.
+        num_registered: blocks that can be found by their name.
+        num_cached_tokens: prompt tokens that were in the cache when it was first admitted.
+        end_ids: ids that end it.
+        adjustment: what is done to its logits, if anything is.
+        num_scored: leading prompt tokens whose log-probabilities have been taken, or need not be:
+            the first has none.
+    """
+
+    request_id: str
+    token_ids: list[int]
+    num_prompt_tokens: int
+    params: SamplingParams
+    seed: int
+    end_ids: frozenset[int] = frozenset()
+    priority: int = 0
+    cache_salt: str = ""
+    arrival: int = 0
+    num_in_flight: int = 0
+    num_computed: int = 0
+    blocks: list[int] = field(default_factory=list)
+    block_keys: list[bytes] = field(default_factory=list)
+    num_registered: int = 0
+    num_cached_tokens: int | None = None
+    adjustment: LogitAdjustment | None = field(init=False)
+    num_scored: int = 1
+
+    def __post_init__(self) -> None:
+        self.adjustment = adjustment_of(
+            self.params, self.token_ids, self.num_prompt_tokens, self.end_ids
+        )
+
+    @property
+    def wants_scores(self) -> bool:
+        """There are prompt tokens whose log-probabilities are wanted and not taken yet."""
+        wanted = self.params.prompt_logprobs is not None
+        return wanted and self.num_scored < self.num_prompt_tokens
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids) + self.num_in_flight
+
+    @property
+    def num_uncomputed(self) -> int:
+        return self.num_tokens - self.num_computed
+
+    @property
+    def num_generated(self) -> int:
+        return self.num_tokens - self.num_prompt_tokens
+
+    @property
+    def num_left(self) -> int:
+        """Tokens that it may still generate."""
+        return self.params.max_tokens - self.num_generated
+
+    def arrived(self, token_id: int) -> None:
+        """The first token in flight is known."""
+        self.num_in_flight -= 1
+        self._append(token_id)
+
+    def accepted(self, token_id: int) -> None:
+        """A guess was right: the last token is in the cache, and this one follows."""
+        self.num_computed += 1
+        self._append(token_id)
+
+    def _append(self, token_id: int) -> None:
+        self.token_ids.append(token_id)
+        if self.adjustment is not None:
+            self.adjustment.generated(token_id)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Tokens start .. end of a sequence, to be computed in one step; then those of a guess.
+
+    Attributes:
+        draft_ids: guessed to follow the last token; only where the chunk completes its sequence.
+    """
+
+    sequence: Sequence
+    start: int
+    end: int
+    draft_ids: SequenceOf[int] = ()
+
+    @property
+    def stop(self) -> int:
+        """Where the computed tokens end, guesses included."""
+        return self.end + len(self.draft_ids)
+
+    @property
+    def completes(self) -> bool:
+        """The next token can be sampled after this chunk."""
+        return self.end == self.sequence.num_tokens
+
+    @property
+    def num_drawn(self) -> int:
+        """Tokens that are drawn after this chunk: one, and one behind every guess."""
+        return 1 + len(self.draft_ids) if self.completes else 0
+
+    @property
+    def scored(self) -> range:
+        """Places of the prompt tokens whose log-probabilities this chunk's logits are to give."""
+        sequence = self.sequence
+        if sequence.params.prompt_logprobs is None:
+            return range(0)
+        first = max(sequence.num_scored, self.start + 1)
+        return range(first, min(self.end + 1, sequence.num_prompt_tokens))
