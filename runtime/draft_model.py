@@ -17,7 +17,6 @@ from qwell.runtime.forward import Forward
 from qwell.runtime.kv_cache import BLOCK_SIZE, blocks_for
 from qwell.runtime.loader import LoadedModel, load_model
 from qwell.runtime.sequence import Chunk, Sequence
-from qwell.runtime.tokenizer import Tokenizer, has_tokenizer
 
 
 @dataclass(eq=False)
@@ -123,6 +122,9 @@ def load_draft_model(options: EngineOptions, target: LoadedModel) -> DraftModel 
         return None
     if target.device.type != "cpu":
         raise EngineStartError("draft models are for CPUs so far; leave draft_model out")
+    # Imported here: GPUs run from a checkout where no tokenizers are installed.
+    from qwell.runtime.tokenizer import Tokenizer, has_tokenizer
+
     folders = [Path(options.model), Path(options.draft_model)]
     if all(has_tokenizer(folder) for folder in folders):
         own, other = (Tokenizer.from_dir(folder) for folder in folders)

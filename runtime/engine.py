@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceOf
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,7 +26,6 @@ from qwell.runtime.kv_cache import BLOCK_SIZE, blocks_for
 from qwell.runtime.loader import LoadedModel, load_model
 from qwell.runtime.messages import EngineInfo, FinishReason, StepStats, TokenOutput
 from qwell.runtime.precision import dtype_name
-from qwell.runtime.prefix_file import PrefixFile
 from qwell.runtime.prompt_lookup import PromptLookups
 from qwell.runtime.sampled_ids import SampledIds
 from qwell.runtime.sampler import sample_next
@@ -41,6 +40,9 @@ from qwell.runtime.speculation import Drafter, Speculator, kept_ids
 from qwell.runtime.step_budget import StepBudget
 from qwell.runtime.step_clock import StepClock
 from qwell.runtime.step_logprobs import SampledScores, completing_rows, score_prompts
+
+if TYPE_CHECKING:
+    from qwell.runtime.prefix_file import PrefixFile
 
 
 class Engine:
@@ -100,6 +102,9 @@ class Engine:
         self._in_flight: SampledIds | None = None
         self._prefix_file: PrefixFile | None = None
         if options.prefix_cache_file is not None and options.prefix_cache:
+            # Imported here: GPUs run from a checkout where safetensors is not installed.
+            from qwell.runtime.prefix_file import PrefixFile
+
             self._prefix_file = PrefixFile(Path(options.prefix_cache_file), options, model)
             self._prefix_file.load(self._pool, model.cache)
         # Prompt tokens and guesses of the step that was launched last.
