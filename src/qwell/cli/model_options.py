@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Callable
 from typing import Any, TypeVar, get_args
 
-from qwell.runtime.checkpoint.resolve import resolve_model
 from qwell.runtime.engine_options import CacheDType, Device, DType, EngineOptions, Weights
 
 T = TypeVar("T")
@@ -148,6 +147,9 @@ def settle_device(arguments: argparse.Namespace) -> None:
 
 def engine_options(arguments: argparse.Namespace, model: str) -> EngineOptions:
     """The options as the engine takes them; `model` is a folder."""
+    # Imported here, as commands are: it takes time that `qwell -h` need not spend.
+    from qwell.runtime.checkpoint.resolve import resolve_model
+
     draft = arguments.draft_model
     return EngineOptions(
         model=model,
