@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-AUTO_TARGET_S = 0.05
-"""Shortest step that is worth a limit of its own: 20 tokens a second are more than people read."""
+AUTO_TARGET_S = 0.1
+"""Shortest step that is worth a limit of its own: 10 tokens a second are more than people read."""
 
 # Fewer would hardly be faster, and prompts must go on even where the target cannot be met.
 _LEAST_TOKENS = 16

@@ -40,7 +40,7 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
         metavar="MS",
         type=positive,
         help="longest time between two tokens of a request that new prompts may cause (default: "
-        "twice what it is without them, but at least 50)",
+        "twice what it is without them, but at least 100)",
     )
     parser.add_argument(
         "--prefix-cache-file",
