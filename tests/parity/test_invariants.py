@@ -118,11 +118,43 @@ def test_attention_that_loses_the_prefix_is_caught(check: Any, folder: Path) -> 
         check(folder, {"attention": forgetful_attention})
 
 
-def test_preempted_requests_give_the_same_tokens(folder: Path) -> None:
+def check_preempted_equals_undisturbed(folder: Path, kernels: dict[str, Any]) -> None:
     seeds = list(range(8))
-    roomy = generate(start_engine(folder), seeds)
-    tight = start_engine(folder, kv_cache_tokens=112, max_model_len=112)
+    roomy = generate(start_engine(folder, kernels), seeds)
+    tight = start_engine(folder, kernels, kv_cache_tokens=112, max_model_len=112)
     assert generate(tight, seeds) == roomy
+    assert tight.stats.preemptions > 0
+
+
+def test_preempted_requests_give_the_same_tokens(folder: Path) -> None:
+    check_preempted_equals_undisturbed(folder, {})
+
+
+def test_preemption_that_shows_is_caught(folder: Path) -> None:
+    with pytest.raises(AssertionError):
+        check_preempted_equals_undisturbed(folder, {"linear": size_dependent_linear})
+
+
+def check_any_threads_give_the_same_bits(folder: Path, kernels: dict[str, Any]) -> None:
+    rows = []
+    for threads in (1, 2, 3):
+        recorder = LogitsRecorder()
+        generate(start_engine(folder, {"sample": recorder, **kernels}, threads=threads), [3])
+        rows.append(torch.stack([recorder.row(3, step) for step in range(STEPS)]))
+    assert all(torch.equal(rows[0], other) for other in rows[1:])
+
+
+def thread_dependent_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return linear(x, weight, bias) * (1.0 + 1e-6 * torch.get_num_threads())
+
+
+def test_threads_change_no_bits(folder: Path) -> None:
+    check_any_threads_give_the_same_bits(folder, {})
+
+
+def test_a_kernel_that_depends_on_the_threads_is_caught(folder: Path) -> None:
+    with pytest.raises(AssertionError):
+        check_any_threads_give_the_same_bits(folder, {"linear": thread_dependent_linear})
 
 
 # torch's product of a row depends on the number of rows, so both runs must have the same chunks.
