@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -24,7 +24,7 @@ class _Follower:
     """A sequence as the draft model has it: `sequence` ends in guesses once it has guessed."""
 
     sequence: Sequence
-    num_known: int = field(default=0)
+    num_known: int = 0
 
     def follow(self, token_ids: list[int]) -> None:
         """Take over the tokens of the original; what is computed stays as far as they agree."""
@@ -50,7 +50,7 @@ class DraftModel:
         self._max_len = model.max_model_len
         self._vocab_size = vocab_size
         self._max_batch_tokens = options.max_batch_tokens
-        self._pool = BlockPool(model.num_blocks)
+        self._pool = BlockPool(model.num_blocks, prefix_cache=False)
         self._followers: dict[Sequence, _Follower] = {}
 
     @torch.inference_mode()

@@ -121,7 +121,7 @@ def _ref(part: type) -> dict[str, str]:
 def _any_json(part: type) -> dict[str, Any]:
     """The schema of a field that takes any JSON value, and is looked at later if at all."""
     if part is not object:
-        raise NotImplementedError
+        raise NotImplementedError  # msgspec then says which type has no schema
     return {"description": "any JSON value"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -31,17 +32,8 @@ def add_bench_model_options(parser: argparse.ArgumentParser) -> None:
         default=("auto",),
         help=f"formats to measure, of {', '.join(get_args(Weights))} (default: auto)",
     )
-    for name, default, what in (
-        ("prefill", 512, "tokens of a prompt"),
-        ("decode", 64, "tokens that each sequence decodes"),
-    ):
-        parser.add_argument(
-            f"--{name}",
-            metavar="N",
-            type=whole,
-            default=default,
-            help=f"{what}, 0 for none (default: {default})",
-        )
+    _add_count(parser, "prefill", 512, "tokens of a prompt, 0 for none", whole)
+    _add_count(parser, "decode", 64, "tokens that each sequence decodes, 0 for none", whole)
     parser.add_argument(
         "--depth",
         metavar="N,...",
@@ -124,19 +116,10 @@ def add_bench_serve_options(parser: argparse.ArgumentParser) -> None:
         choices=("completions", "chat"),
         help="of the API (default: chat for the dataset of that name, else completions)",
     )
-    for name, default, what in (
-        ("input-tokens", 128, "of a prompt, or of what a user says"),
-        ("output-tokens", 64, "of an answer"),
-        ("system-tokens", 512, "of the system prompt of chat"),
-        ("turns", 3, "of a conversation of chat"),
-    ):
-        parser.add_argument(
-            f"--{name}",
-            metavar="N",
-            type=positive,
-            default=default,
-            help=f"{what} (default: {default})",
-        )
+    _add_count(parser, "input-tokens", 128, "of a prompt, or of what a user says", positive)
+    _add_count(parser, "output-tokens", 64, "of an answer", positive)
+    _add_count(parser, "system-tokens", 512, "of the system prompt of chat", positive)
+    _add_count(parser, "turns", 3, "of a conversation of chat", positive)
     parser.add_argument(
         "--spread",
         metavar="SHARE",
@@ -184,6 +167,22 @@ def add_bench_soak_options(parser: argparse.ArgumentParser) -> None:
         "--seed", metavar="N", type=whole, default=0, help="of what they ask (default: 0)"
     )
     add_model_options(parser)
+
+
+def _add_count(
+    parser: argparse.ArgumentParser,
+    name: str,
+    default: int,
+    what: str,
+    number: Callable[[str], int],
+) -> None:
+    parser.add_argument(
+        f"--{name}",
+        metavar="N",
+        type=number,
+        default=default,
+        help=f"{what} (default: {default})",
+    )
 
 
 def _program_and_model(text: str) -> tuple[Path, Path]:
