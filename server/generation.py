@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 from uuid import uuid4
 
+import msgspec
+
 from qwell.runtime.errors import EngineDeadError, RequestError
 from qwell.runtime.messages import (
     Accepted,
@@ -42,8 +44,7 @@ class ScoredToken(NamedTuple):
     score: TokenLogprob | None
 
 
-@dataclass(frozen=True)
-class Delta:
+class Delta(msgspec.Struct, frozen=True):
     """A piece of the choice `index`: some text, or the reason of its end (and no text).
 
     Attributes:
@@ -100,8 +101,8 @@ class Generation:
     completion_tokens: int = 0
     cached_tokens: list[int] = field(init=False)
     _choices: list[_Running] = field(default_factory=list)
-    _events: asyncio.Queue[tuple[int, EngineEvent]] = field(default_factory=asyncio.Queue)
-    _early: deque[tuple[int, EngineEvent]] = field(default_factory=deque)
+    _events: deque[tuple[int, EngineEvent]] = field(default_factory=deque)
+    _waiter: asyncio.Future[None] | None = None
 
     def __post_init__(self) -> None:
         self.cached_tokens = [0] * len(self.jobs)
@@ -132,7 +133,9 @@ class Generation:
         """
         running = len(self._choices)
         while running:
-            index, event = self._early.popleft() if self._early else await self._events.get()
+            while not self._events:
+                await self._arrival()
+            index, event = self._events.popleft()
             for delta in self._advance(index, event):
                 running -= delta.finish_reason is not None
                 yield delta
@@ -171,13 +174,27 @@ class Generation:
         self._choices.append(_Running(request_id, text, job, prompt))
         self.engine.add(
             Add(request_id, job.prompt_ids, job.params, job.priority, job.cache_salt),
-            lambda event: self._events.put_nowait((index, event)),
+            lambda event: self._arrived(index, event),
         )
+
+    def _arrived(self, index: int, event: EngineEvent) -> None:
+        """Take an event of the engine."""
+        self._events.append((index, event))
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _arrival(self) -> None:
+        """Wait for the next event."""
+        self._waiter = asyncio.get_running_loop().create_future()
+        await self._waiter
 
     async def _all_accepted(self) -> None:
         missing = len(self._choices)
+        early: list[tuple[int, EngineEvent]] = []
         while missing:
-            index, event = await self._events.get()
+            while not self._events:
+                await self._arrival()
+            index, event = self._events.popleft()
             if isinstance(event, Accepted):
                 missing -= 1
             elif isinstance(event, Rejected):
@@ -186,7 +203,8 @@ class Generation:
             elif isinstance(event, EngineDeadError):
                 raise event
             else:
-                self._early.append((index, event))
+                early.append((index, event))
+        self._events.extendleft(reversed(early))
 
     def _advance(self, index: int, event: EngineEvent) -> list[Delta]:
         """Take one event of the engine in; what it adds to the answer."""
