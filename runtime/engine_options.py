@@ -45,7 +45,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
         max_queue: most requests that wait for others to end; more are refused. None is no limit.
         target_itl_ms: longest that a step should take, in milliseconds, while a prompt is computed
             beside sequences that decode. None is twice what it takes without prompts, but at
-            least 50.
+            least 100.
         prefix_cache: keep the blocks of ended requests while there is room, for later ones that
             begin with the same tokens.
         kernels: family that serves an op instead of the chosen one, by op name: {"linear":
