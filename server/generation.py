@@ -208,7 +208,7 @@ class Generation:
             count += 1
             if choice.text.stopped:
                 finish_reason = "stop"
-                self.engine.abort(choice.request_id)
+                self.engine.abort(choice.request_id, finish_reason)
                 break
         self.completion_tokens += count
         tokens = [*map(ScoredToken, event.token_ids[:count], scores)]

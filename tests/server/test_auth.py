@@ -20,6 +20,7 @@ GUARDED = [
     "/v1/models",
     "/v1/models/x",
     "/version",
+    "/metrics",
     "/v1/completions",
     "/no/such/path",
     "/health/",
