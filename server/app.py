@@ -28,6 +28,8 @@ from qwell.server.metrics import CountResponses
 from qwell.server.request_id import RequestIds
 from qwell.server.service import Service
 
+_READ_IN_BROWSERS = frozenset(("/docs", "/openapi.json", "/metrics"))
+
 
 def api_routes(service: Service) -> list[Route]:
     """What the server answers, but for the chat page."""
@@ -74,7 +76,13 @@ def build_app(
     )
     starlette.router.redirect_slashes = False
     app: ASGIApp = Admission(CancelOnDisconnect(starlette), service.lifecycle)
-    app = Authentication(app, api_keys=api_keys, api_auth=api_auth, open_paths=open_paths)
+    app = Authentication(
+        app,
+        api_keys=api_keys,
+        api_auth=api_auth,
+        open_paths=open_paths,
+        browsed_paths=_READ_IN_BROWSERS,
+    )
     app = CountResponses(app, service.engine.metrics, [route.path for route in routes])
     if cors_origins:
         # In front of the authentication: a browser's first question carries no credentials.
