@@ -11,6 +11,7 @@ The real loop runs a scripted engine, so that faults and timing are the test's t
     place       generate priority and cache salt
     report      generate how many requests run and how many were aborted
     full        refuse, as if too many were waiting
+    busy        the same, but only every other time
     again       say that all of the prompt but a token was cached
 
 Anything else is answered with "ok". With `ignore_eos` the text starts again at its end.
@@ -74,6 +75,7 @@ class ScriptedEngine:
         self._requests: dict[str, _Request] = {}
         self._held: set[str] = set()
         self._aborted = 0
+        self._busy = False
         self.info = EngineInfo(
             max_model_len=max_model_len,
             kv_cache_tokens=max_model_len,
@@ -106,12 +108,14 @@ class ScriptedEngine:
                 raise RequestError(f"token id {token_id} is out of range", param="prompt")
         if len(prompt_ids) + params.max_tokens > limit:
             raise RequestError(
-                f"context is {limit} tokens, asked for {len(prompt_ids) + params.max_tokens}",
+                f"this model's maximum context length is {limit} tokens, but "
+                f"{len(prompt_ids) + params.max_tokens} were asked for",
                 param="max_tokens",
                 code="context_length_exceeded",
             )
         prompt = self._tokenizer.decode(prompt_ids, skip_special=False)
-        if "full" in prompt:
+        self._busy ^= "busy" in prompt
+        if "full" in prompt or ("busy" in prompt and self._busy):
             raise RequestError("0 requests wait already", code="queue_full")
         if "hold" in prompt:
             self._held.add(request_id)
