@@ -259,7 +259,9 @@ def check_prompt_fits(
     limit = info.max_model_len
     if len(prompt_ids) + completion_tokens > limit:
         raise RequestError(
-            f"this model's context is {limit} tokens, but the prompt alone has {len(prompt_ids)}",
+            # Clients that see no code know it by the first words.
+            f"the prompt is too long: it has {len(prompt_ids)} tokens, and this model's maximum "
+            f"context length is {limit} tokens",
             param=param,
             code="context_length_exceeded",
         )
