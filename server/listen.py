@@ -32,7 +32,9 @@ def listen(
         listeners = []
         for family, address in addresses:
             listener = socket.create_server((address, port), family=family)
-            # Connections have their options from here.
+            # Connections have their options from here. Without the first, a second small packet
+            # waits until the client has acknowledged the one before, which may take it 40 ms.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
             if sys.platform == "linux":
                 timeout_ms = round(stall_s * 1000)
