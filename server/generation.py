@@ -27,12 +27,13 @@ from qwell.server.engine_client import EngineClient, EngineEvent
 
 @dataclass(frozen=True)
 class Job:
-    """One completion to compute; see `Engine.add`."""
+    """One completion to compute; see `Engine.add`. With `tell_ids` its deltas have token ids."""
 
     prompt_ids: list[int]
     params: SamplingParams
     priority: int = 0
     cache_salt: str = ""
+    tell_ids: bool = False
 
 
 class ScoredToken(NamedTuple):
@@ -49,6 +50,7 @@ class Delta:
     Attributes:
         tokens: those that came with it, if their log-probabilities are asked for. The text of
             the last ones may still be held back.
+        token_ids: the same without the log-probabilities, if they are asked for.
         prompt: the whole prompt, once, before all text, if its log-probabilities are asked for.
     """
 
@@ -56,6 +58,7 @@ class Delta:
     text: str
     finish_reason: FinishReason | None = None
     tokens: Sequence[ScoredToken] = ()
+    token_ids: Sequence[int] = ()
     prompt: Sequence[ScoredToken] = ()
 
 
@@ -66,6 +69,7 @@ class ChoiceText:
     text: str = ""
     finish_reason: FinishReason = "length"
     tokens: list[ScoredToken] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
     prompt: list[ScoredToken] = field(default_factory=list)
 
 
@@ -147,6 +151,7 @@ class Generation:
                 choice = choices[delta.index]
                 pieces[delta.index].append(delta.text)
                 choice.tokens += delta.tokens
+                choice.token_ids += delta.token_ids
                 choice.prompt += delta.prompt
                 if delta.finish_reason is not None:
                     choice.finish_reason = delta.finish_reason
@@ -212,16 +217,17 @@ class Generation:
             count += 1
             if choice.text.stopped:
                 finish_reason = "stop"
-                self.engine.abort(choice.request_id)
+                self.engine.abort(choice.request_id, finish_reason)
                 break
         self.completion_tokens += count
         tokens = [*map(ScoredToken, event.token_ids[:count], scores)]
+        token_ids = event.token_ids[:count] if choice.job.tell_ids else ()
         if finish_reason is not None:
             choice.ended = True
             text += choice.text.finish()
         deltas = [Delta(index, "", prompt=prompt)] if prompt else []
-        if text or tokens:
-            deltas.append(Delta(index, text, tokens=tokens))
+        if text or tokens or token_ids:
+            deltas.append(Delta(index, text, tokens=tokens, token_ids=token_ids))
         if finish_reason is not None:
             deltas.append(Delta(index, "", finish_reason))
         return deltas
@@ -253,7 +259,9 @@ def check_prompt_fits(
     limit = info.max_model_len
     if len(prompt_ids) + completion_tokens > limit:
         raise RequestError(
-            f"this model's context is {limit} tokens, but the prompt alone has {len(prompt_ids)}",
+            # Clients that see no code know it by the first words.
+            f"the prompt is too long: it has {len(prompt_ids)} tokens, and this model's maximum "
+            f"context length is {limit} tokens",
             param=param,
             code="context_length_exceeded",
         )
