@@ -27,12 +27,13 @@ from qwell.server.engine_client import EngineClient, EngineEvent
 
 @dataclass(frozen=True)
 class Job:
-    """One completion to compute; see `Engine.add`."""
+    """One completion to compute; see `Engine.add`. With `tell_ids` its deltas have token ids."""
 
     prompt_ids: list[int]
     params: SamplingParams
     priority: int = 0
     cache_salt: str = ""
+    tell_ids: bool = False
 
 
 class ScoredToken(NamedTuple):
@@ -49,6 +50,7 @@ class Delta:
     Attributes:
         tokens: those that came with it, if their log-probabilities are asked for. The text of
             the last ones may still be held back.
+        token_ids: the same without the log-probabilities, if they are asked for.
         prompt: the whole prompt, once, before all text, if its log-probabilities are asked for.
     """
 
@@ -56,6 +58,7 @@ class Delta:
     text: str
     finish_reason: FinishReason | None = None
     tokens: Sequence[ScoredToken] = ()
+    token_ids: Sequence[int] = ()
     prompt: Sequence[ScoredToken] = ()
 
 
@@ -66,6 +69,7 @@ class ChoiceText:
     text: str = ""
     finish_reason: FinishReason = "length"
     tokens: list[ScoredToken] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
     prompt: list[ScoredToken] = field(default_factory=list)
 
 
@@ -128,6 +132,7 @@ class Generation:
         """What the choices give, as it comes; choices interleave.
 
         Raises:
+            RequestError: a choice cannot go on: its grammar and its bans leave no token.
             EngineDeadError: the engine died; nothing more comes.
         """
         running = len(self._choices)
@@ -146,6 +151,7 @@ class Generation:
                 choice = choices[delta.index]
                 pieces[delta.index].append(delta.text)
                 choice.tokens += delta.tokens
+                choice.token_ids += delta.token_ids
                 choice.prompt += delta.prompt
                 if delta.finish_reason is not None:
                     choice.finish_reason = delta.finish_reason
@@ -197,6 +203,9 @@ class Generation:
             raise event
         if isinstance(event, Accepted | Rejected):
             raise RuntimeError(f"{choice.request_id}: {event} after it was accepted")
+        if event.error is not None:
+            choice.ended = True
+            raise RequestError(event.error)
         self.cached_tokens[index] += event.cached_tokens
         prompt = _told_prompt(choice, event)
         finish_reason = event.finish_reason
@@ -208,16 +217,17 @@ class Generation:
             count += 1
             if choice.text.stopped:
                 finish_reason = "stop"
-                self.engine.abort(choice.request_id)
+                self.engine.abort(choice.request_id, finish_reason)
                 break
         self.completion_tokens += count
         tokens = [*map(ScoredToken, event.token_ids[:count], scores)]
+        token_ids = event.token_ids[:count] if choice.job.tell_ids else ()
         if finish_reason is not None:
             choice.ended = True
             text += choice.text.finish()
         deltas = [Delta(index, "", prompt=prompt)] if prompt else []
-        if text or tokens:
-            deltas.append(Delta(index, text, tokens=tokens))
+        if text or tokens or token_ids:
+            deltas.append(Delta(index, text, tokens=tokens, token_ids=token_ids))
         if finish_reason is not None:
             deltas.append(Delta(index, "", finish_reason))
         return deltas

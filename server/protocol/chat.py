@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -55,6 +55,13 @@ _TEMPLATE_ROLES = {
 _LATER_ROLES = ("tool", "function")
 
 
+# Whatever they are for: of OpenAI's own size.
+Metadata = Annotated[
+    dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]],
+    Meta(max_length=16),
+]
+
+
 class ContentPart(msgspec.Struct, forbid_unknown_fields=True):
     """A part of a message; only text parts are supported yet."""
 
@@ -84,10 +91,10 @@ class ChatRequest(SamplingRequest, kw_only=True):
 
     messages: Annotated[list[Message], Meta(min_length=1)]
     max_completion_tokens: Count | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Metadata | None = None
     parallel_tool_calls: bool | None = None
     prompt_cache_key: str | None = None
-    prompt_cache_retention: str | None = None
+    prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
     safety_identifier: str | None = None
     audio: object = None
     function_call: object = None

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import openai
 import pytest
-from serving import PATIENCE_S, ServerProcess
+from serving import PATIENCE_S, ServerProcess, raw_request
 
 
 @pytest.fixture
 def fresh(start_server: Callable[..., ServerProcess]) -> ServerProcess:
     """A server whose engine has not aborted anything yet."""
     return start_server(engine_options={"max_model_len": 100_000})
-
-
-@contextmanager
-def raw_request(server: ServerProcess, path: str, body: dict[str, Any]) -> Iterator[socket.socket]:
-    """Send a request; leaving the block closes the connection."""
-    host, port = server.url.removeprefix("http://").split(":")
-    data = json.dumps({"model": "m", **body}).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
-    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as connection:
-        connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
-        yield connection
 
 
 def wait_for_report(server: ServerProcess, expected: str) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -146,6 +149,17 @@ class ServerProcess:
         found = _LISTENING.search(self.log)
         assert found is not None
         return found[1]
+
+
+@contextmanager
+def raw_request(server: ServerProcess, path: str, body: dict[str, Any]) -> Iterator[socket.socket]:
+    """Send a request; leaving the block closes the connection."""
+    host, port = server.url.removeprefix("http://").split(":")
+    data = json.dumps({"model": "m", **body}).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as connection:
+        connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+        yield connection
 
 
 def error_of(answer: requests.Response, status: int) -> dict[str, Any]:
