@@ -20,7 +20,7 @@ emulated: $(VENV)/.tests  ## the C++ tests on processors that this machine is no
 clients: $(VENV)/.tests  ## the programs that people use with OpenAI's API, each in its own environment
 	$(bin)/pytest tests/clients
 
-clients-small: $(VENV)/.tests  ## those of them that are quick to install
+clients-small: $(VENV)/.tests  ## all but those that take long to install
 	$(bin)/pytest tests/clients -m "not large_install"
 
 lint: $(VENV)/.tests  ## style, types, direction of imports

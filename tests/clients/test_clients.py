@@ -19,11 +19,10 @@ PYTHON_CLIENTS = {
     "langchain_openai": "langchain-openai",
     "litellm": "litellm",
 }
-LARGE = ("langchain_openai", "litellm")
 
 
 def parameters(*names: str) -> list[object]:
-    return [pytest.param(name, marks=large if name in LARGE else ()) for name in names]
+    return [pytest.param(name, marks=large if name == "litellm" else ()) for name in names]
 
 
 @pytest.mark.parametrize("name", parameters("llm", *PYTHON_CLIENTS))
