@@ -14,8 +14,8 @@ The real loop runs a scripted engine, so that faults and timing are the test's t
     busy        the same, but only every other time
     again       say that all of the prompt but a token was cached
 
-The last that is said in a conversation counts. Anything else is answered with "ok". With `ignore_eos` the text starts again at its end.
-Log-probabilities are a function of the token's id.
+The last that is said in a conversation counts. Anything else is answered with "ok". With
+`ignore_eos` the text starts again at its end. Log-probabilities are a function of the token's id.
 """
 
 from __future__ import annotations
