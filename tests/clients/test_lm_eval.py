@@ -88,7 +88,7 @@ def test_choices(samples: dict[str, list[dict[str, Any]]], oracle: Oracle) -> No
             begin = len(oracle.tokenizer(context).input_ids)
             ids = oracle.tokenizer(context + continuation).input_ids
             logprob, is_greedy = oracle.logprobs(ids, begin)
-            assert float(told[0]) == pytest.approx(logprob, abs=2e-3)
+            assert float(told[0]) == pytest.approx(logprob, abs=1e-3)
             assert told[1] == str(is_greedy)
             scores.append(logprob)
         likeliest = scores.index(max(scores))
@@ -105,7 +105,7 @@ def test_whole_texts(samples: dict[str, list[dict[str, Any]]], oracle: Oracle) -
         # The first token is scored behind the one that begins a text.
         ids = [oracle.tokenizer.bos_token_id, *oracle.tokenizer(document["doc"]["text"]).input_ids]
         logprob, _ = oracle.logprobs(ids, 1)
-        assert float(document["filtered_resps"][0]) == pytest.approx(logprob, abs=2e-3)
+        assert float(document["filtered_resps"][0]) == pytest.approx(logprob, abs=1e-3)
 
 
 def test_generated_texts(samples: dict[str, list[dict[str, Any]]], oracle: Oracle) -> None:
