@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 from uuid import uuid4
 
@@ -25,16 +25,18 @@ from qwell.runtime.sampling_params import SamplingParams
 from qwell.runtime.text_stream import TextStream
 from qwell.runtime.tokenizer import Tokenizer
 from qwell.server.engine_client import EngineClient, EngineEvent
+from qwell.server.inbox import Inbox
 
 
 @dataclass(frozen=True)
 class Job:
-    """One completion to compute; see `Engine.add`."""
+    """One completion to compute; see `Engine.add`. With `tell_ids` its deltas have token ids."""
 
     prompt_ids: list[int]
     params: SamplingParams
     priority: int = 0
     cache_salt: str = ""
+    tell_ids: bool = False
 
 
 class ScoredToken(NamedTuple):
@@ -50,6 +52,7 @@ class Delta(msgspec.Struct, frozen=True):
     Attributes:
         tokens: those that came with it, if their log-probabilities are asked for. The text of
             the last ones may still be held back.
+        token_ids: the same without the log-probabilities, if they are asked for.
         prompt: the whole prompt, once, before all text, if its log-probabilities are asked for.
     """
 
@@ -57,6 +60,7 @@ class Delta(msgspec.Struct, frozen=True):
     text: str
     finish_reason: FinishReason | None = None
     tokens: Sequence[ScoredToken] = ()
+    token_ids: Sequence[int] = ()
     prompt: Sequence[ScoredToken] = ()
 
 
@@ -67,6 +71,7 @@ class ChoiceText:
     text: str = ""
     finish_reason: FinishReason = "length"
     tokens: list[ScoredToken] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
     prompt: list[ScoredToken] = field(default_factory=list)
 
 
@@ -101,8 +106,8 @@ class Generation:
     completion_tokens: int = 0
     cached_tokens: list[int] = field(init=False)
     _choices: list[_Running] = field(default_factory=list)
-    _events: deque[tuple[int, EngineEvent]] = field(default_factory=deque)
-    _waiter: asyncio.Future[None] | None = None
+    _events: Inbox = field(default_factory=Inbox)
+    _early: deque[tuple[int, EngineEvent]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
         self.cached_tokens = [0] * len(self.jobs)
@@ -129,13 +134,12 @@ class Generation:
         """What the choices give, as it comes; choices interleave.
 
         Raises:
+            RequestError: a choice cannot go on: its grammar and its bans leave no token.
             EngineDeadError: the engine died; nothing more comes.
         """
         running = len(self._choices)
         while running:
-            while not self._events:
-                await self._arrival()
-            index, event = self._events.popleft()
+            index, event = self._early.popleft() if self._early else await self._events.get()
             for delta in self._advance(index, event):
                 running -= delta.finish_reason is not None
                 yield delta
@@ -149,6 +153,7 @@ class Generation:
                 choice = choices[delta.index]
                 pieces[delta.index].append(delta.text)
                 choice.tokens += delta.tokens
+                choice.token_ids += delta.token_ids
                 choice.prompt += delta.prompt
                 if delta.finish_reason is not None:
                     choice.finish_reason = delta.finish_reason
@@ -174,27 +179,13 @@ class Generation:
         self._choices.append(_Running(request_id, text, job, prompt))
         self.engine.add(
             Add(request_id, job.prompt_ids, job.params, job.priority, job.cache_salt),
-            lambda event: self._arrived(index, event),
+            partial(self._events.put, index),
         )
-
-    def _arrived(self, index: int, event: EngineEvent) -> None:
-        """Take an event of the engine."""
-        self._events.append((index, event))
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def _arrival(self) -> None:
-        """Wait for the next event."""
-        self._waiter = asyncio.get_running_loop().create_future()
-        await self._waiter
 
     async def _all_accepted(self) -> None:
         missing = len(self._choices)
-        early: list[tuple[int, EngineEvent]] = []
         while missing:
-            while not self._events:
-                await self._arrival()
-            index, event = self._events.popleft()
+            index, event = await self._events.get()
             if isinstance(event, Accepted):
                 missing -= 1
             elif isinstance(event, Rejected):
@@ -203,8 +194,7 @@ class Generation:
             elif isinstance(event, EngineDeadError):
                 raise event
             else:
-                early.append((index, event))
-        self._events.extendleft(reversed(early))
+                self._early.append((index, event))
 
     def _advance(self, index: int, event: EngineEvent) -> list[Delta]:
         """Take one event of the engine in; what it adds to the answer."""
@@ -215,6 +205,9 @@ class Generation:
             raise event
         if isinstance(event, Accepted | Rejected):
             raise RuntimeError(f"{choice.request_id}: {event} after it was accepted")
+        if event.error is not None:
+            choice.ended = True
+            raise RequestError(event.error)
         self.cached_tokens[index] += event.cached_tokens
         prompt = _told_prompt(choice, event)
         finish_reason = event.finish_reason
@@ -226,16 +219,17 @@ class Generation:
             count += 1
             if choice.text.stopped:
                 finish_reason = "stop"
-                self.engine.abort(choice.request_id)
+                self.engine.abort(choice.request_id, finish_reason)
                 break
         self.completion_tokens += count
         tokens = [*map(ScoredToken, event.token_ids[:count], scores)]
+        token_ids = event.token_ids[:count] if choice.job.tell_ids else ()
         if finish_reason is not None:
             choice.ended = True
             text += choice.text.finish()
         deltas = [Delta(index, "", prompt=prompt)] if prompt else []
-        if text or tokens:
-            deltas.append(Delta(index, text, tokens=tokens))
+        if text or tokens or token_ids:
+            deltas.append(Delta(index, text, tokens=tokens, token_ids=token_ids))
         if finish_reason is not None:
             deltas.append(Delta(index, "", finish_reason))
         return deltas
@@ -267,7 +261,9 @@ def check_prompt_fits(
     limit = info.max_model_len
     if len(prompt_ids) + completion_tokens > limit:
         raise RequestError(
-            f"this model's context is {limit} tokens, but the prompt alone has {len(prompt_ids)}",
+            # Clients that see no code know it by the first words.
+            f"the prompt is too long: it has {len(prompt_ids)} tokens, and this model's maximum "
+            f"context length is {limit} tokens",
             param=param,
             code="context_length_exceeded",
         )

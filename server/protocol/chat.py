@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -19,6 +19,7 @@ from qwell.server.protocol.common import (
     refuse_unsupported,
 )
 from qwell.server.protocol.logprobs import ChatLogprobs
+from qwell.server.protocol.structured_outputs import ResponseFormat
 
 _NEUTRAL_VALUES: Mapping[str, tuple[object, ...]] = {
     "audio": (None,),
@@ -29,7 +30,6 @@ _NEUTRAL_VALUES: Mapping[str, tuple[object, ...]] = {
     "prediction": (None,),
     "prompt_cache_options": (None,),
     "reasoning_effort": (None,),
-    "response_format": (None, {"type": "text"}),
     "service_tier": (None, "auto", "default"),
     "store": (None, False),
     "tool_choice": (None, "none", "auto"),
@@ -53,6 +53,13 @@ _TEMPLATE_ROLES = {
     "assistant": "assistant",
 }
 _LATER_ROLES = ("tool", "function")
+
+
+# Whatever they are for: of OpenAI's own size.
+Metadata = Annotated[
+    dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]],
+    Meta(max_length=16),
+]
 
 
 class ContentPart(msgspec.Struct, forbid_unknown_fields=True):
@@ -80,14 +87,14 @@ class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ChatRequest(SamplingRequest, kw_only=True):
-    """Every field of OpenAI's, and the additions of `SamplingRequest`."""
+    """Every field of OpenAI's, the additions of `SamplingRequest`, and `thinking_budget`."""
 
     messages: Annotated[list[Message], Meta(min_length=1)]
     max_completion_tokens: Count | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Metadata | None = None
     parallel_tool_calls: bool | None = None
     prompt_cache_key: str | None = None
-    prompt_cache_retention: str | None = None
+    prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
     safety_identifier: str | None = None
     audio: object = None
     function_call: object = None
@@ -98,9 +105,10 @@ class ChatRequest(SamplingRequest, kw_only=True):
     prediction: object = None
     prompt_cache_options: object = None
     reasoning_effort: str | None = None
-    response_format: object = None
+    response_format: ResponseFormat | None = None
     service_tier: str | None = None
     store: bool | None = None
+    thinking_budget: Count | None = None
     tool_choice: object = None
     tools: object = None
     top_logprobs: TopCount | None = None
