@@ -26,8 +26,9 @@ from qwell.runtime.errors import RequestError
 from qwell.runtime.forward import Forward
 from qwell.runtime.kv_cache import BLOCK_SIZE, blocks_for
 from qwell.runtime.loader import LoadedModel, load_model
-from qwell.runtime.messages import EngineInfo, FinishReason, StepStats, TokenOutput
+from qwell.runtime.messages import EngineInfo, StepStats, TokenOutput
 from qwell.runtime.precision import dtype_name
+from qwell.runtime.prompt_check import check_prompt
 from qwell.runtime.prompt_lookup import PromptLookups
 from qwell.runtime.sampled_ids import SampledIds
 from qwell.runtime.sampler import Sampler
@@ -36,7 +37,7 @@ from qwell.runtime.sampling_params import (
     check_some_id_is_left,
     check_token_ids,
 )
-from qwell.runtime.scheduler import NO_DRAFTS, Scheduler
+from qwell.runtime.scheduler import Scheduler
 from qwell.runtime.sequence import Chunk, Sequence
 from qwell.runtime.speculation import Drafter, Speculator, kept_ids
 from qwell.runtime.step_budget import StepBudget
@@ -224,6 +225,7 @@ class Engine:
                 f"{self._max_queue} requests wait already, which is the most allowed; try later",
                 code="queue_full",
             )
+        ends = frozenset(params.stop_token_ids)
         sequence = Sequence(
             request_id=request_id,
             token_ids=list(prompt_ids),
@@ -232,8 +234,8 @@ class Engine:
             seed=secrets.randbits(64) if params.seed is None else params.seed,
             priority=priority,
             cache_salt=cache_salt,
-            end_ids=self._eos_of(params).union(params.stop_token_ids),
-            late_ids=self._eos.union(params.stop_token_ids),
+            end_ids=(ends if params.ignore_eos else self._eos | ends),
+            late_ids=self._eos | ends,
         )
         check_some_id_is_left(params, sequence.late_ids)
         self._sequences[request_id] = sequence
@@ -255,9 +257,17 @@ class Engine:
             self._forget(sequence)
         self._done = [output for output in self._done if output.request_id != request_id]
 
-    @torch.inference_mode()
     def step(self) -> list[TokenOutput]:
-        """Launch one batch; the new tokens of this one, or with overlap of the one before."""
+        """Launch one batch; the new tokens of this one, or with overlap of the one before.
+
+        A loop of steps does well to enter torch's inference mode once, around all of them.
+        """
+        if torch.is_inference_mode_enabled():
+            return self._step()
+        with torch.inference_mode():
+            return self._step()
+
+    def _step(self) -> list[TokenOutput]:
         self._clock.start()
         if self._constraints.num_waiting:
             self._admit_compiled()
@@ -301,18 +311,15 @@ class Engine:
 
     def _launch(self) -> SampledIds | None:
         """Start the next batch without waiting for the device; None where nothing is to do."""
-        chunks = self._scheduler.schedule(self._budget.prefill_tokens, self._drafts())
-        sizes = [chunk.end - chunk.start for chunk in chunks]
-        drafted = sum(len(chunk.draft_ids) for chunk in chunks)
-        self._more_tokens = sum(size for size in sizes if size > 1) + drafted
+        chunks = self._scheduler.schedule(self._budget.prefill_tokens, self._guess)
         if not chunks:
+            self._more_tokens = 0
             return None
         layout = lay_out(chunks, BLOCK_SIZE, sampled=self._in_flight)
-        ops = self.model.decoder.ops
-        masks = self._constraints.masks(
-            [chunk.sequence for chunk in chunks for _ in range(chunk.num_drawn)]
-        )
+        self._more_tokens = layout.more_tokens
+        masks = self._constraints.masks(layout.rows)
         self._clock.ended("schedule")
+        ops = self.model.decoder.ops
         logits = self.forward(layout)
         prompt_scores: Scores = dict
         if layout.scores_prompts:
@@ -320,39 +327,33 @@ class Engine:
             logits = completing_rows(logits, chunks)
         self._clock.ended("forward")
         self._scheduler.computed(chunks)
-        ending = [chunk for chunk in chunks if chunk.completes]
-        sequences = [chunk.sequence for chunk in ending]
-        rows, places = sequences, None
-        if drafted:
-            rows = [chunk.sequence for chunk in ending for _ in range(chunk.num_drawn)]
-            places = [
-                chunk.sequence.num_generated + ahead
-                for chunk in ending
-                for ahead in range(chunk.num_drawn)
-            ]
-        sampled_scores = SampledScores(logits, rows)
+        sampled_scores = SampledScores(logits, layout.rows)
         stuck = {} if masks is None else masks.apply(logits)
-        ids = self.sampler.next_ids(logits, rows, self._in_flight, places)
+        ids = self.sampler.next_ids(logits, layout.rows, layout.places, self._in_flight)
         scores = sampled_scores.of(ops, ids)
         self._clock.ended("sample")
-        for sequence in sequences:
+        for chunk in layout.drawn:
+            sequence = chunk.sequence
             sequence.num_in_flight += 1
             if sequence.num_generated >= sequence.params.max_tokens:
                 # This end is known before the id: the sequence is in no later step.
                 self._scheduler.remove(sequence)
         for row, constraint in stuck.items():
-            self._end_stuck(rows[row], constraint)
-        drafts = [chunk.draft_ids for chunk in ending]
-        return SampledIds(sequences, ids, drafts, scores, prompt_scores)
-
-    def _drafts(self) -> Mapping[Sequence, SequenceOf[int]]:
-        """Guesses for the sequences that decode in the next step."""
-        if self._speculator is None:
-            return NO_DRAFTS
-        budget = self._budget
-        return self._speculator.propose(
-            self._scheduler.decoding, step_s=budget.step_s, token_s=budget.token_s
+            self._end_stuck(layout.rows[row], constraint)
+        return SampledIds(
+            [chunk.sequence for chunk in layout.drawn],
+            ids,
+            [chunk.draft_ids for chunk in layout.drawn],
+            scores,
+            prompt_scores,
         )
+
+    def _guess(self, decoding: list[Sequence]) -> Mapping[Sequence, SequenceOf[int]]:
+        """Tokens that may follow the sequences that decode in the next step."""
+        if self._speculator is None:
+            return {}
+        budget = self._budget
+        return self._speculator.propose(decoding, step_s=budget.step_s, token_s=budget.token_s)
 
     def _collect(self, sampled: SampledIds) -> list[TokenOutput]:
         """Wait for a step's ids and give them to their sequences."""
@@ -363,7 +364,11 @@ class Engine:
             drawn = ids[row : row + 1 + len(draft_ids)]
             row += len(drawn)
             is_first = len(sequence.token_ids) == sequence.num_prompt_tokens
-            token_ids, reason = self._take(sequence, drawn, draft_ids)
+            kept = kept_ids(drawn, draft_ids) if draft_ids else drawn
+            if self._speculator is not None and draft_ids:
+                self._speculator.verified(sequence, drafted=len(draft_ids), accepted=len(kept) - 1)
+            token_ids = sequence.take(kept)
+            reason = sequence.finish_reason
             # Others were aborted, or found at their end when this step had been launched.
             if self._sequences.get(sequence.request_id) is sequence:
                 if reason is not None:
@@ -385,24 +390,6 @@ class Engine:
             if self._sequences.get(sequence.request_id) is sequence
         ]
         return outputs
-
-    def _take(
-        self, sequence: Sequence, drawn: SequenceOf[int], draft_ids: SequenceOf[int]
-    ) -> tuple[list[int], FinishReason | None]:
-        """Give a sequence what was drawn at its end, as far as the guesses were right."""
-        kept = kept_ids(drawn, draft_ids)
-        if self._speculator is not None and draft_ids:
-            self._speculator.verified(sequence, drafted=len(draft_ids), accepted=len(kept) - 1)
-        taken = [kept[0]]
-        sequence.arrived(kept[0])
-        reason = self._finish_reason(sequence)
-        for token_id in kept[1:]:
-            if reason is not None:
-                break
-            sequence.accepted(token_id)
-            taken.append(token_id)
-            reason = self._finish_reason(sequence)
-        return taken, reason
 
     def _admit_compiled(self) -> None:
         """Queue sequences whose grammars are compiled; wait for one if there is nothing else."""
@@ -430,32 +417,6 @@ class Engine:
         if self._speculator is not None:
             self._speculator.forget(sequence)
 
-    def _finish_reason(self, sequence: Sequence) -> FinishReason | None:
-        """Why the last known token of a sequence is its last; None if it is not."""
-        known = len(sequence.token_ids) - sequence.num_prompt_tokens
-        if known <= sequence.params.max_tokens and sequence.token_ids[-1] in sequence.end_ids:
-            return "stop"
-        return "length" if known >= sequence.params.max_tokens else None
-
-    def _eos_of(self, params: SamplingParams) -> frozenset[int]:
-        return frozenset() if params.ignore_eos else self._eos
-
     def _check(self, prompt_ids: SequenceOf[int], max_tokens: int) -> None:
-        if not prompt_ids:
-            raise RequestError("the prompt is empty; it must have at least one token")
-        vocab_size = self.model.config.vocab_size
-        for token_id in prompt_ids:
-            if not 0 <= token_id < vocab_size:
-                raise RequestError(
-                    f"the prompt holds the token id {token_id}; ids must be in 0..{vocab_size - 1}",
-                    param="prompt",
-                )
-        total, limit = len(prompt_ids) + max_tokens, self.model.max_model_len
-        if total > limit:
-            raise RequestError(
-                # Clients that see no code know it by the first words.
-                f"this model's maximum context length is {limit} tokens, but {total} were asked "
-                f"for ({len(prompt_ids)} in the prompt, {max_tokens} for the completion)",
-                param="max_tokens" if len(prompt_ids) < limit else "prompt",
-                code="context_length_exceeded",
-            )
+        model = self.model
+        check_prompt(prompt_ids, max_tokens, model.config.vocab_size, model.max_model_len)
