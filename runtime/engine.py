@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from qwell.runtime.batch import build_batch, lay_out
+from qwell.runtime.all_logits import all_logits
+from qwell.runtime.batch import lay_out
 from qwell.runtime.block_pool import BlockPool
 from qwell.runtime.constraint import Constraint
 from qwell.runtime.constraints import Constraints
@@ -24,10 +25,9 @@ from qwell.runtime.draft_model import load_draft_model
 from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.errors import RequestError
 from qwell.runtime.forward import Forward
-from qwell.runtime.kv_cache import BLOCK_SIZE, blocks_for
+from qwell.runtime.kv_cache import BLOCK_SIZE
 from qwell.runtime.loader import LoadedModel, load_model
 from qwell.runtime.messages import EngineInfo, StepStats, TokenOutput
-from qwell.runtime.precision import dtype_name
 from qwell.runtime.prompt_check import check_prompt
 from qwell.runtime.prompt_lookup import PromptLookups
 from qwell.runtime.sampled_ids import SampledIds
@@ -38,7 +38,7 @@ from qwell.runtime.sampling_params import (
     check_token_ids,
 )
 from qwell.runtime.scheduler import Scheduler
-from qwell.runtime.sequence import Chunk, Sequence
+from qwell.runtime.sequence import Sequence
 from qwell.runtime.speculation import Drafter, Speculator, kept_ids
 from qwell.runtime.step_budget import StepBudget
 from qwell.runtime.step_clock import StepClock
@@ -46,7 +46,6 @@ from qwell.runtime.step_logprobs import SampledScores, Scores, completing_rows, 
 
 if TYPE_CHECKING:
     from qwell.runtime.prefix_file import PrefixFile
-
 
 # An abort takes effect this late while nothing runs but grammars are compiled.
 _COMPILE_WAIT_S = 0.01
@@ -141,15 +140,7 @@ class Engine:
 
     @property
     def info(self) -> EngineInfo:
-        model = self.model
-        return EngineInfo(
-            max_model_len=model.max_model_len,
-            kv_cache_tokens=model.num_blocks * BLOCK_SIZE,
-            vocab_size=model.config.vocab_size,
-            device=str(model.device),
-            dtype=dtype_name(model.dtype),
-            weights=model.weights,
-        )
+        return self.model.info
 
     @property
     def has_work(self) -> bool:
@@ -294,20 +285,7 @@ class Engine:
             RequestError: as `add`.
         """
         self._check(token_ids, 0)
-        sequence = Sequence("logits", list(token_ids), len(token_ids), SamplingParams(), seed=0)
-        if blocks_for(len(token_ids)) > self._pool.num_free:
-            raise RequestError("the KV cache is in use by running requests; let them finish first")
-        sequence.blocks += self._pool.take(blocks_for(len(token_ids)))
-        try:
-            pieces = []
-            for start in range(0, len(token_ids), self._max_batch_tokens):
-                end = min(start + self._max_batch_tokens, len(token_ids))
-                chunk = Chunk(sequence, start, end)
-                batch = build_batch([chunk], BLOCK_SIZE, self.model.device, all_logits=True)
-                pieces.append(self.model.decoder.forward(batch, self.model.cache))
-            return torch.cat(pieces)
-        finally:
-            self._pool.give_back(sequence.blocks)
+        return all_logits(self.model, self._pool, token_ids, self._max_batch_tokens)
 
     def _launch(self) -> SampledIds | None:
         """Start the next batch without waiting for the device; None where nothing is to do."""
@@ -332,8 +310,8 @@ class Engine:
         ids = self.sampler.next_ids(logits, layout.rows, layout.places, self._in_flight)
         scores = sampled_scores.of(ops, ids)
         self._clock.ended("sample")
-        for chunk in layout.drawn:
-            sequence = chunk.sequence
+        drawn = layout.drawn
+        for sequence, *_ in drawn:
             sequence.num_in_flight += 1
             if sequence.num_generated >= sequence.params.max_tokens:
                 # This end is known before the id: the sequence is in no later step.
@@ -341,11 +319,7 @@ class Engine:
         for row, constraint in stuck.items():
             self._end_stuck(layout.rows[row], constraint)
         return SampledIds(
-            [chunk.sequence for chunk in layout.drawn],
-            ids,
-            [chunk.draft_ids for chunk in layout.drawn],
-            scores,
-            prompt_scores,
+            [c.sequence for c in drawn], ids, [c.draft_ids for c in drawn], scores, prompt_scores
         )
 
     def _guess(self, decoding: list[Sequence]) -> Mapping[Sequence, SequenceOf[int]]:
