@@ -131,6 +131,7 @@ class Generation:
         """What the choices give, as it comes; choices interleave.
 
         Raises:
+            RequestError: a choice cannot go on: its grammar and its bans leave no token.
             EngineDeadError: the engine died; nothing more comes.
         """
         running = len(self._choices)
@@ -205,6 +206,9 @@ class Generation:
             raise event
         if isinstance(event, Accepted | Rejected):
             raise RuntimeError(f"{choice.request_id}: {event} after it was accepted")
+        if event.error is not None:
+            choice.ended = True
+            raise RequestError(event.error)
         self.cached_tokens[index] += event.cached_tokens
         prompt = _told_prompt(choice, event)
         finish_reason = event.finish_reason
