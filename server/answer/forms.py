@@ -2,45 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
-from typing import Any
-
 from qwell.runtime.chat_template import ChatTemplate
 from qwell.runtime.errors import RequestError
-from qwell.server.answer.json_types import parameter_types
 from qwell.server.answer.parser import AnswerForm
 from qwell.server.answer.reasoning import CLOSE, OPEN
 from qwell.server.answer.tool_calls import OPEN as CALL_OPEN
-from qwell.server.answer.tool_calls import ReadCall
-from qwell.server.answer.tool_calls_json import read_json_call
-from qwell.server.answer.tool_calls_xml import read_xml_call
+from qwell.server.answer.tool_calls import CallFormat
+from qwell.server.answer.tool_calls_json import JsonCalls
+from qwell.server.answer.tool_calls_xml import XmlCalls
+from qwell.server.protocol.tools import ToolUse
 
 _XML_CALL = "<function="
 
 
-def call_reader(
-    template: ChatTemplate, functions: Mapping[str, Mapping[str, Any]], param: str
-) -> ReadCall:
-    """What reads calls of `functions`, which map names to schemas of parameters.
+def call_format(template: ChatTemplate, tools: ToolUse) -> CallFormat | None:
+    """How calls of the functions are written; None where there is no function.
 
     Raises:
-        RequestError: naming `param`; the template takes no tools, or says nothing of a format
-            that is known.
+        RequestError: the template takes no tools, or says nothing of a format that is known.
     """
-    if "tools" in template.variables and CALL_OPEN in template.source:
-        if _XML_CALL in template.source:
-            types = {name: parameter_types(schema) for name, schema in functions.items()}
-            return partial(read_xml_call, functions=types)
-        return partial(read_json_call, names=frozenset(functions))
-    raise RequestError(
-        f"{param}: the chat template of this model has no tools, or in a form unknown here",
-        param=param,
-    )
+    if not tools.functions:
+        return None
+    if "tools" not in template.variables or CALL_OPEN not in template.source:
+        raise RequestError(
+            f"{tools.param}: the chat template of this model has no tools, or in a form unknown "
+            "here",
+            param=tools.param,
+        )
+    return (XmlCalls if _XML_CALL in template.source else JsonCalls)(tools.functions)
 
 
 def answer_form(
-    template: ChatTemplate, prompt: str, read_call: ReadCall | None, *, one_call: bool
+    template: ChatTemplate, prompt: str, calls: CallFormat | None, *, one_call: bool
 ) -> AnswerForm:
     """The form of an answer to `prompt`, of which the last few tokens will do."""
     prompt = prompt.rstrip()
@@ -48,6 +41,6 @@ def answer_form(
     return AnswerForm(
         thinks=OPEN in template.source and not prompt.endswith(CLOSE),
         thinking_opened=prompt.endswith(OPEN),
-        read_call=read_call,
+        calls=calls,
         one_call=one_call,
     )

@@ -77,15 +77,27 @@ class _Types:
         if isinstance(reference, str):
             if reference not in self._known:
                 self._known[reference] = ALL_TYPES  # where references go round in a circle
-                self._known[reference] = self.allowed(self._referred(reference), depth + 1)
+                self._known[reference] = self.allowed(_referred(reference, self._root), depth + 1)
             types &= self._known[reference]
         return types
 
-    def _referred(self, reference: str) -> object:
-        root, *names = reference.split("/")
-        place: object = self._root if root == "#" else None
-        for name in names:
-            if not isinstance(place, Mapping):
-                return None
-            place = place.get(name.replace("~1", "/").replace("~0", "~"))
-        return place
+
+def resolved(schema: object, root: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What `schema`, a part of `root`, refers to if it does; empty where that is no object."""
+    for _ in range(_DEEPEST):
+        if not isinstance(schema, Mapping):
+            break
+        if not isinstance(schema.get("$ref"), str):
+            return schema
+        schema = _referred(schema["$ref"], root)
+    return {}
+
+
+def _referred(reference: str, root: Mapping[str, Any]) -> object:
+    start, *names = reference.split("/")
+    place: object = root if start == "#" else None
+    for name in names:
+        if not isinstance(place, Mapping):
+            return None
+        place = place.get(name.replace("~1", "/").replace("~0", "~"))
+    return place

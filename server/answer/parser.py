@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from qwell.server.answer.reading import CallArguments, Content, Piece, Reader, Reasoning, Source
 from qwell.server.answer.reasoning import read_reasoning
-from qwell.server.answer.tool_calls import ReadCall, read_calls
+from qwell.server.answer.tool_calls import CallFormat, read_calls
 
 # Of a long text that comes at once, so that what is left of it is not copied over and over.
 _SLICE = 4096
@@ -19,13 +19,13 @@ class AnswerForm:
     Attributes:
         thinks: the answer may begin with thinking.
         thinking_opened: and begins within, since the prompt ends with the opening tag.
-        read_call: reads tool calls.
+        calls: the format of tool calls; None where there are none.
         one_call: the answer ends with its first call; what follows is dropped.
     """
 
     thinks: bool = False
     thinking_opened: bool = False
-    read_call: ReadCall | None = None
+    calls: CallFormat | None = None
     one_call: bool = False
 
 
@@ -67,8 +67,8 @@ class AnswerParser:
         if form.thinks:
             yield from read_reasoning(source, opened=form.thinking_opened)
         self.thought_chars = source.taken
-        if form.read_call is not None:
-            yield from read_calls(source, form.read_call, one_only=form.one_call)
+        if form.calls is not None:
+            yield from read_calls(source, form.calls, one_only=form.one_call)
         while not source.ended or source.rest:
             if source.rest:
                 yield Content(source.take(len(source.rest)))

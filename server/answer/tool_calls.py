@@ -6,19 +6,32 @@ block that the format cannot read, or that calls a function nobody declared, is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 from qwell.server.answer.reading import Content, Reader, Source, overlap
 
 OPEN = "<tool_call>"
 CLOSE = "</tool_call>"
 
-# Reads a call that the source begins with, just behind the opening tag; the closing one remains.
-# False, with nothing read, says that there is none.
-ReadCall = Callable[[Source], Reader[bool]]
+
+class CallFormat(Protocol):
+    """A format of calls, for some declared functions."""
+
+    def read_call(self, source: Source) -> Reader[bool]:
+        """Read a call that the source begins with, just behind the opening tag.
+
+        The closing tag remains. False, with nothing read, says that there is no call.
+        """
+
+    def grammar(self) -> str:
+        """Rules of a Lark grammar, of which `call` is a call without the tags around it.
+
+        Raises:
+            ValueError: a function has parameters that this format cannot be held to.
+        """
 
 
-def read_calls(source: Source, read_call: ReadCall, *, one_only: bool) -> Reader[None]:
+def read_calls(source: Source, calls: CallFormat, *, one_only: bool) -> Reader[None]:
     """Read text with calls in it, to the end.
 
     White space before a call, or between the last call and the end, is dropped. With `one_only`
@@ -27,7 +40,7 @@ def read_calls(source: Source, read_call: ReadCall, *, one_only: bool) -> Reader
     called = False
     while (yield from _read_text(source, called)):
         gap = source.take(source.rest.index(OPEN) + len(OPEN))
-        called = yield from read_call(source)
+        called = yield from calls.read_call(source)
         if not called:
             yield Content(gap)
         elif one_only:

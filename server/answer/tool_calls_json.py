@@ -6,43 +6,63 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import msgspec
 
+from qwell.server.answer.lark import lark_choice, lark_json, lark_text
 from qwell.server.answer.reading import CallArguments, CallBegin, CallEnd, Reader, Source
 from qwell.server.answer.tool_calls import CLOSE, OPEN
+from qwell.server.protocol.tools import FunctionSpec
 
 _HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*"([\w-]+)"\s*,\s*"arguments"\s*:\s*(?=\{)', re.ASCII)
 _LONGEST_HEAD = 256
 _OBJECT_START = re.compile(r"\s*\{")
+_TAIL = "}\n"
 _CLOSING = re.compile(r"[\s}]*")
 
 
-def read_json_call(source: Source, names: Collection[str]) -> Reader[bool]:
-    """Read a call of one of the functions `names`; see `ReadCall`.
+class JsonCalls:
+    """Calls of declared functions in this format.
 
     Arguments are handed on as they come, and as the model writes them. They end with the bracket
     that closes them, or where no JSON goes on.
     """
-    while True:
-        text = source.rest
-        head = _HEAD.match(text, 0, _LONGEST_HEAD)
-        if head:
-            if head[1] not in names:
+
+    def __init__(self, functions: Sequence[FunctionSpec]) -> None:
+        self._functions = functions
+        self._names = frozenset(function.name for function in functions)
+
+    def read_call(self, source: Source) -> Reader[bool]:
+        """See `CallFormat`."""
+        while True:
+            text = source.rest
+            head = _HEAD.match(text, 0, _LONGEST_HEAD)
+            if head:
+                if head[1] not in self._names:
+                    return False
+                source.take(head.end())
+                yield CallBegin(head[1])
+                if (yield from _read_object(source)):
+                    yield CallEnd()
+                    yield from _skip_brackets(source)
+                return True
+            if len(text) >= _LONGEST_HEAD or CLOSE in text or source.ended:
+                return (yield from _read_whole(source, self._names))
+            if text.strip() and not _OBJECT_START.match(text):
                 return False
-            source.take(head.end())
-            yield CallBegin(head[1])
-            if (yield from _read_object(source)):
-                yield CallEnd()
-                yield from _skip_brackets(source)
-            return True
-        if len(text) >= _LONGEST_HEAD or CLOSE in text or source.ended:
-            return (yield from _read_whole(source, names))
-        if text.strip() and not _OBJECT_START.match(text):
-            return False
-        yield None
+            yield None
+
+    def grammar(self) -> str:
+        """See `CallFormat`."""
+        calls = []
+        for function in self._functions:
+            head = lark_text(f'\n{{"name": "{function.name}", "arguments": ')
+            schema = {"type": "object", **(function.parameters or {})}
+            arguments = lark_json(schema, strict=bool(function.strict))
+            calls.append(f"{head} {arguments} {lark_text(_TAIL)}")
+        return lark_choice("call", calls)
 
 
 def _read_object(source: Source) -> Reader[bool]:

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from qwell.runtime.errors import RequestError
 from qwell.runtime.messages import EngineInfo
-from qwell.server.answer.forms import answer_form, call_reader
+from qwell.server.answer.forms import answer_form, call_format
 from qwell.server.answer.parser import AnswerForm
 from qwell.server.generation import Delta, Generation, Job, check_prompt_fits
 from qwell.server.json_body import JsonResponse, read_json
@@ -122,15 +122,7 @@ def _prompt(request: ChatRequest, text: TextSide) -> _Prompt:
             param="messages",
         )
     tools = requested_tools(request)
-    read_call = None
-    if tools.must_call:
-        raise RequestError(
-            f"{tools.choice_param}: calls cannot be enforced yet; only none and auto are supported",
-            param=tools.choice_param,
-        )
-    if tools.functions:
-        schemas = {function.name: function.parameters or {} for function in tools.functions}
-        read_call = call_reader(template, schemas, tools.param)
+    calls = call_format(template, tools)
     ids = template.encode(
         template_messages(request.messages, template.source),
         text.tokenizer,
@@ -140,7 +132,7 @@ def _prompt(request: ChatRequest, text: TextSide) -> _Prompt:
         ),
     )
     tail = text.tokenizer.decode(ids[-_TAIL_TOKENS:], skip_special=False)
-    form = answer_form(template, tail, read_call, one_call=tools.one_call)
+    form = answer_form(template, tail, calls, one_call=tools.one_call)
     return _Prompt(ids, form, tools.legacy)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -15,8 +14,9 @@ from hypothesis import strategies as st
 from qwell.server.answer.json_types import parameter_types
 from qwell.server.answer.parser import AnswerForm, AnswerParser
 from qwell.server.answer.reading import CallArguments, CallBegin, CallEnd, Content, Piece, Reasoning
-from qwell.server.answer.tool_calls_json import read_json_call
-from qwell.server.answer.tool_calls_xml import read_xml_call
+from qwell.server.answer.tool_calls_json import JsonCalls
+from qwell.server.answer.tool_calls_xml import XmlCalls
+from qwell.server.protocol.tools import FunctionSpec
 
 SCHEMAS: Mapping[str, Mapping[str, Any]] = {
     "weather": {
@@ -36,20 +36,14 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = {
     },
     "now": {"type": "object", "properties": {}, "additionalProperties": {"type": "integer"}},
 }
-JSON = AnswerForm(thinks=True, read_call=partial(read_json_call, names=SCHEMAS.keys()))
-XML = AnswerForm(
-    thinks=True,
-    thinking_opened=True,
-    read_call=partial(
-        read_xml_call,
-        functions={name: parameter_types(schema) for name, schema in SCHEMAS.items()},
-    ),
-)
+FUNCTIONS = [FunctionSpec(name, parameters=dict(schema)) for name, schema in SCHEMAS.items()]
+JSON = AnswerForm(thinks=True, calls=JsonCalls(FUNCTIONS))
+XML = AnswerForm(thinks=True, thinking_opened=True, calls=XmlCalls(FUNCTIONS))
 FORMS = {
     "json": JSON,
     "xml": XML,
     "plain": AnswerForm(),
-    "one": AnswerForm(False, False, JSON.read_call, True),
+    "one": AnswerForm(False, False, JSON.calls, True),
 }
 
 
