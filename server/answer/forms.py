@@ -33,13 +33,13 @@ def call_format(template: ChatTemplate, tools: ToolUse) -> CallFormat | None:
 
 
 def answer_form(
-    template: ChatTemplate, prompt: str, calls: CallFormat | None, *, one_call: bool
+    prompt: str, *, thinks: bool, calls: CallFormat | None, one_call: bool
 ) -> AnswerForm:
     """The form of an answer to `prompt`, of which the last few tokens will do."""
     prompt = prompt.rstrip()
-    # A prompt that closes the thinking itself leaves none to the answer.
     return AnswerForm(
-        thinks=OPEN in template.source and not prompt.endswith(CLOSE),
+        # A prompt that closes the thinking itself leaves none to the answer.
+        thinks=thinks and not prompt.endswith(CLOSE),
         thinking_opened=prompt.endswith(OPEN),
         calls=calls,
         one_call=one_call,

@@ -15,8 +15,11 @@ from starlette.responses import Response
 
 from qwell.runtime.errors import RequestError
 from qwell.runtime.messages import EngineInfo
+from qwell.runtime.thinking import Thinking, thinking_of
+from qwell.server.answer.call_grammar import call_grammar
 from qwell.server.answer.forms import answer_form, call_format
 from qwell.server.answer.parser import AnswerForm
+from qwell.server.answer.reasoning import OPEN
 from qwell.server.generation import Delta, Generation, Job, check_prompt_fits
 from qwell.server.json_body import JsonResponse, read_json
 from qwell.server.protocol.chat import (
@@ -45,6 +48,7 @@ from qwell.server.protocol.common import (
     usage,
 )
 from qwell.server.protocol.logprobs import chat_logprobs
+from qwell.server.protocol.structured_outputs import RequestedGrammar, requested_grammar
 from qwell.server.protocol.thinking import template_variables
 from qwell.server.service import Service, TextSide, system_fingerprint
 from qwell.server.sse import EventStream
@@ -56,11 +60,13 @@ _TAIL_TOKENS = 16
 
 @dataclass(frozen=True)
 class _Prompt:
-    """A conversation as the model sees it, and what its answer will look like."""
+    """A conversation as the model sees it, and what its answer will look like or has to."""
 
     ids: list[int]
     form: AnswerForm
     legacy: bool
+    grammar: RequestedGrammar | None
+    thinking: Thinking | None
 
 
 async def create_chat_completion(service: Service, request: Request) -> Response:
@@ -71,12 +77,16 @@ async def create_chat_completion(service: Service, request: Request) -> Response
     check_chat(body)
     prompt = await asyncio.to_thread(_prompt, body, service.text)
     logprobs = requested_logprobs(body)
+    if prompt.grammar is not None:
+        await service.grammars.check(*prompt.grammar)
     params = choice_params(
         body,
         service.text.defaults,
         _max_tokens(body, prompt.ids, info),
         info.vocab_size,
         logprobs=logprobs,
+        grammar=None if prompt.grammar is None else prompt.grammar.grammar,
+        thinking=prompt.thinking,
     )
 
     answer_id, created = new_id("chatcmpl"), int(time.time())
@@ -123,6 +133,9 @@ def _prompt(request: ChatRequest, text: TextSide) -> _Prompt:
         )
     tools = requested_tools(request)
     calls = call_format(template, tools)
+    grammar = requested_grammar(request.structured_outputs, request.response_format)
+    if calls is not None:
+        grammar = call_grammar(calls, tools, grammar)
     ids = template.encode(
         template_messages(request.messages, template.source),
         text.tokenizer,
@@ -131,9 +144,16 @@ def _prompt(request: ChatRequest, text: TextSide) -> _Prompt:
             request.chat_template_kwargs, request.reasoning_effort, template
         ),
     )
-    tail = text.tokenizer.decode(ids[-_TAIL_TOKENS:], skip_special=False)
-    form = answer_form(template, tail, calls, one_call=tools.one_call)
-    return _Prompt(ids, form, tools.legacy)
+    thinks, thinking = OPEN in template.source, None
+    if request.thinking_budget is not None or (thinks and grammar is not None):
+        thinking = thinking_of(ids, text.tokenizer, request.thinking_budget)
+    form = answer_form(
+        text.tokenizer.decode(ids[-_TAIL_TOKENS:], skip_special=False),
+        thinks=thinks or thinking is not None,
+        calls=calls,
+        one_call=tools.one_call,
+    )
+    return _Prompt(ids, form, tools.legacy, grammar, thinking)
 
 
 def _max_tokens(request: ChatRequest, prompt_ids: list[int], info: EngineInfo) -> int:

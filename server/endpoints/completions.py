@@ -33,6 +33,7 @@ from qwell.server.protocol.completions import (
     prompts_of,
 )
 from qwell.server.protocol.logprobs import CompletionLogprobs, CompletionScores
+from qwell.server.protocol.structured_outputs import requested_grammar
 from qwell.server.service import Service, system_fingerprint
 from qwell.server.sse import EventStream
 
@@ -46,6 +47,9 @@ async def create_completion(service: Service, request: Request) -> Response:
     service.check_model(body.model)
     check_completion(body)
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    grammar = requested_grammar(body.structured_outputs)
+    if grammar is not None:
+        await service.grammars.check(*grammar)
     params = choice_params(
         body,
         service.text.defaults,
@@ -53,6 +57,7 @@ async def create_completion(service: Service, request: Request) -> Response:
         info.vocab_size,
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,
+        grammar=None if grammar is None else grammar.grammar,
     )
     prompts = prompts_of(body)
     tokenizer = service.text.tokenizer

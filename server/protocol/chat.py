@@ -16,6 +16,7 @@ from qwell.server.protocol.common import (
     check_common,
     refuse_unsupported,
 )
+from qwell.server.protocol.structured_outputs import ResponseFormat
 from qwell.server.protocol.thinking import ChatTemplateOptions, Effort
 from qwell.server.protocol.tools import (
     FunctionChoice,
@@ -33,7 +34,6 @@ _NEUTRAL_VALUES: Mapping[str, tuple[object, ...]] = {
     "moderation": (None,),
     "prediction": (None,),
     "prompt_cache_options": (None,),
-    "response_format": (None, {"type": "text"}),
     "service_tier": (None, "auto", "default"),
     "store": (None, False),
     "verbosity": (None, "medium"),
@@ -42,7 +42,8 @@ _NEUTRAL_VALUES: Mapping[str, tuple[object, ...]] = {
 
 
 class ChatRequest(SamplingRequest, kw_only=True):
-    """Every field of OpenAI's, the additions of `SamplingRequest` and `chat_template_kwargs`."""
+    """Every field of OpenAI's, the additions of `SamplingRequest`, `chat_template_kwargs` and
+    `thinking_budget`."""
 
     messages: Annotated[list[Message], Meta(min_length=1)]
     max_completion_tokens: Count | None = None
@@ -61,9 +62,10 @@ class ChatRequest(SamplingRequest, kw_only=True):
     prompt_cache_options: object = None
     chat_template_kwargs: ChatTemplateOptions | None = None
     reasoning_effort: Effort | None = None
-    response_format: object = None
+    response_format: ResponseFormat | None = None
     service_tier: str | None = None
     store: bool | None = None
+    thinking_budget: Count | None = None
     tool_choice: ToolChoice | None = None
     tools: list[Tool] | None = None
     top_logprobs: TopCount | None = None

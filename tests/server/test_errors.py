@@ -25,7 +25,6 @@ UNSUPPORTED = {
         "moderation": {"model": "m"},
         "prediction": {"type": "content", "content": "x"},
         "prompt_cache_options": {"mode": "implicit"},
-        "response_format": {"type": "json_object"},
         "service_tier": "priority",
         "store": True,
         "verbosity": "low",

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from serving import FAKE_WORKER, ServerProcess
 from tiny_tokenizers import tiny_backend
+from tokenizers import Tokenizer
 
 _THOUGHT = """\
 {%- if m.reasoning_content %}
@@ -61,8 +62,13 @@ QWEN3_5 = _template(_XML_EXAMPLE, _XML_CALL, _THOUGHT, _OPEN_THOUGHT)
 """XML-like calls; the prompt opens the thinking."""
 
 
-def server_of(template: str, folder: Path, worker: Sequence[str] = FAKE_WORKER) -> ServerProcess:
-    """A server of this template and the byte tokenizer, with more files that `folder` has."""
-    tiny_backend().save(str(folder / "tokenizer.json"))
+def server_of(
+    template: str,
+    folder: Path,
+    worker: Sequence[str] = FAKE_WORKER,
+    backend: Tokenizer | None = None,
+) -> ServerProcess:
+    """A server of this template and the byte tokenizer, or another, beside what `folder` has."""
+    (backend or tiny_backend()).save(str(folder / "tokenizer.json"))
     (folder / "chat_template.jinja").write_text(template)
     return ServerProcess(folder, folder / "log", worker=worker)

@@ -16,6 +16,7 @@ from qwell.server.answer.reading import CallArguments, CallEnd
 from qwell.server.answer.tool_calls import CallFormat
 from qwell.server.answer.tool_calls_json import JsonCalls
 from qwell.server.answer.tool_calls_xml import XmlCalls
+from qwell.server.protocol.structured_outputs import RequestedGrammar
 from qwell.server.protocol.tools import FunctionSpec, ToolUse
 
 PARAMETERS = {
@@ -61,14 +62,17 @@ class _Bytes:
         return list(text.encode())
 
 
-def matcher_of(grammar: Grammar | None) -> LLMatcher:
-    assert grammar is not None
+def matcher_of(requested: RequestedGrammar | None) -> LLMatcher:
+    assert requested is not None
+    assert requested.param == "tools"
     vocabulary = LLTokenizer(TokenizerWrapper(_Bytes()))
-    return LLMatcher(vocabulary, llguidance_text(grammar), log_level=0)
+    return LLMatcher(vocabulary, llguidance_text(requested.grammar), log_level=0)
 
 
-def fits(text: str, calls: CallFormat, use: ToolUse) -> bool:
-    matcher = matcher_of(call_grammar(calls, use))
+def fits(
+    text: str, calls: CallFormat, use: ToolUse, content: RequestedGrammar | None = None
+) -> bool:
+    matcher = matcher_of(call_grammar(calls, use, content))
     assert matcher.get_error() == ""
     return bool(matcher.consume_tokens(list(text.encode())) and matcher.is_accepting())
 
@@ -142,7 +146,24 @@ def test_calls_that_do_not_fit(form: str, text: str) -> None:
 
 
 def test_calls_are_free_where_no_function_is_strict() -> None:
-    assert call_grammar(JsonCalls([NOW]), ToolUse([NOW])) is None
+    assert call_grammar(JsonCalls([NOW]), ToolUse([NOW]), None) is None
+
+
+def test_calls_or_content_of_a_form() -> None:
+    calls, use = JsonCalls([NOW]), ToolUse([NOW])
+    schema = '{"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}'
+    form = RequestedGrammar(Grammar("json_schema", schema), "response_format")
+    assert fits('{"a": 1}', calls, use, form)
+    assert fits(JSON_NOW, calls, use, form)
+    assert not fits('{"a": "b"}', calls, use, form)
+    assert not fits("Hm.", calls, use, form)
+    for content, tools in (
+        (form, ToolUse([NOW], must_call=True)),
+        (RequestedGrammar(Grammar("regex", "a+"), "structured_outputs.regex"), use),
+    ):
+        with pytest.raises(RequestError, match="cannot be combined") as caught:
+            call_grammar(calls, tools, content)
+        assert caught.value.param == content.param
 
 
 def test_keywords_that_cannot_be_enforced_are_left_out_unless_strict() -> None:
@@ -151,7 +172,7 @@ def test_keywords_that_cannot_be_enforced_are_left_out_unless_strict() -> None:
     use = ToolUse([lenient], True)
     assert fits(as_json('{"a": [1, 1]}'), JsonCalls([lenient]), use)
     strict = JsonCalls([FunctionSpec("weather", parameters=parameters, strict=True)])
-    assert "uniqueItems" in matcher_of(call_grammar(strict, use)).get_error()
+    assert "uniqueItems" in matcher_of(call_grammar(strict, use, None)).get_error()
 
 
 @pytest.mark.parametrize(
@@ -172,5 +193,5 @@ def test_what_the_xml_form_cannot_be_held_to(
 ) -> None:
     function = FunctionSpec("f", parameters=parameters, strict=strict)
     with pytest.raises(RequestError, match=message) as caught:
-        call_grammar(XmlCalls([function]), ToolUse([function], must_call=True, legacy=True))
+        call_grammar(XmlCalls([function]), ToolUse([function], True, legacy=True), None)
     assert caught.value.param == "functions"
