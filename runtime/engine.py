@@ -231,8 +231,9 @@ class Engine:
             priority=priority,
             cache_salt=cache_salt,
             end_ids=self._eos_of(params).union(params.stop_token_ids),
+            late_ids=self._eos.union(params.stop_token_ids),
         )
-        check_some_id_is_left(params, sequence.end_ids)
+        check_some_id_is_left(params, sequence.late_ids)
         self._sequences[request_id] = sequence
         if self._constraints.add(sequence):
             self._scheduler.add(sequence)
@@ -448,8 +449,9 @@ class Engine:
         total, limit = len(prompt_ids) + max_tokens, self.model.max_model_len
         if total > limit:
             raise RequestError(
-                f"this model's context is {limit} tokens, but {total} were asked for "
-                f"({len(prompt_ids)} in the prompt, {max_tokens} for the completion)",
+                # Clients that see no code know it by the first words.
+                f"this model's maximum context length is {limit} tokens, but {total} were asked "
+                f"for ({len(prompt_ids)} in the prompt, {max_tokens} for the completion)",
                 param="max_tokens" if len(prompt_ids) < limit else "prompt",
                 code="context_length_exceeded",
             )

@@ -52,8 +52,8 @@ class LLM:
     Args:
         model: folder or id of a checkpoint; None is the demo model.
         device, dtype, weights, weight_cache, kv_cache_dtype, max_model_len,
-            kv_cache_tokens, prefix_cache, speculation, gpu_memory_utilization, threads, eager,
-            max_batch_tokens, max_num_seqs: see `EngineOptions`.
+            kv_cache_tokens, prefix_cache, speculation, gpu_memory_utilization, threads, isa,
+            eager, max_batch_tokens, max_num_seqs: see `EngineOptions`.
         draft_model: folder or id of a smaller checkpoint that guesses tokens ahead.
         kernels: what replaces the chosen implementation of an op, by op name: a callable, or the
             name of a family ("reference", "native", "triton").
@@ -78,6 +78,7 @@ class LLM:
         draft_model: str | Path | None = None,
         gpu_memory_utilization: float = 0.9,
         threads: int | None = None,
+        isa: str | None = None,
         eager: bool = False,
         max_batch_tokens: int = 512,
         max_num_seqs: int = 64,
@@ -97,6 +98,7 @@ class LLM:
             draft_model=None if draft_model is None else str(resolve_model(str(draft_model))),
             gpu_memory_utilization=gpu_memory_utilization,
             threads=threads,
+            isa=isa,
             eager=eager,
             max_batch_tokens=max_batch_tokens,
             max_num_seqs=max_num_seqs,

@@ -22,6 +22,7 @@ from qwell.runtime.messages import (
 )
 from qwell.server.engine_process import WORKER_COMMAND, EngineProcess
 from qwell.server.errors import EngineLoadingError, StartError
+from qwell.server.metrics import EndReason, EngineFigures, Metrics, Watch
 
 EngineEvent = Accepted | Rejected | TokenOutput | EngineDeadError
 Sink = Callable[[EngineEvent], None]
@@ -41,18 +42,24 @@ class EngineClient:
 
     Attributes:
         stats: what the engine said of itself after its last step.
+        metrics: where requests are counted, and whoever asks finds the engine's own figures.
     """
 
-    def __init__(self, options: EngineOptions, command: Sequence[str] = WORKER_COMMAND) -> None:
+    def __init__(
+        self, options: EngineOptions, metrics: Metrics, command: Sequence[str] = WORKER_COMMAND
+    ) -> None:
         self._options = options
         self._command = command
         self._process: EngineProcess | None = None
         self._info: EngineInfo | None = None
-        self._sinks: dict[str, Sink] = {}
+        self._sinks: dict[str, Watch] = {}
         self._status: EngineStatus = "loading"
+        self._starts = 0
         self._failed_starts = 0
         self.stats = StepStats()
         self._has_been_ready = asyncio.Event()
+        self.metrics = metrics
+        metrics.registry.register(EngineFigures(metrics.model_name, self._figures))
 
     @property
     def status(self) -> EngineStatus:
@@ -78,12 +85,17 @@ class EngineClient:
     def add(self, request: Add, sink: Sink) -> None:
         """Hand a request to the engine. Raises what `ready_info` raises."""
         self.ready_info()
-        self._sinks[request.request_id] = sink
+        self._sinks[request.request_id] = Watch(self.metrics, len(request.prompt_ids), sink)
         self._send(request)
 
-    def abort(self, request_id: str) -> None:
-        """Have the engine forget a request; its sink hears nothing more."""
-        if self._sinks.pop(request_id, None) is not None:
+    def abort(self, request_id: str, reason: EndReason = "abort") -> None:
+        """Have the engine forget a request; its sink hears nothing more.
+
+        `reason` is for the metrics: a request that has come to a stop string was not in vain.
+        """
+        watch = self._sinks.pop(request_id, None)
+        if watch is not None:
+            watch.dropped(reason)
             self._send(Abort(request_id))
 
     async def run(self) -> None:
@@ -145,6 +157,7 @@ class EngineClient:
         else:
             self._info = message
             self._status = "ok"
+            self._starts += 1
             self._failed_starts = 0
             self._has_been_ready.set()
             logger.info(
@@ -154,6 +167,9 @@ class EngineClient:
                 message.max_model_len,
                 message.kv_cache_tokens,
             )
+
+    def _figures(self) -> tuple[int, EngineInfo | None, StepStats]:
+        return self._starts, self._info if self._status == "ok" else None, self.stats
 
     def _deliver(
         self, request_id: str, event: Accepted | Rejected | TokenOutput, *, last: bool

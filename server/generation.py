@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from bisect import bisect_left
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 from uuid import uuid4
 
@@ -24,16 +24,18 @@ from qwell.runtime.sampling_params import SamplingParams
 from qwell.runtime.text_stream import TextStream
 from qwell.runtime.tokenizer import Tokenizer
 from qwell.server.engine_client import EngineClient, EngineEvent
+from qwell.server.inbox import Inbox
 
 
 @dataclass(frozen=True)
 class Job:
-    """One completion to compute; see `Engine.add`."""
+    """One completion to compute; see `Engine.add`. With `tell_ids` its deltas have token ids."""
 
     prompt_ids: list[int]
     params: SamplingParams
     priority: int = 0
     cache_salt: str = ""
+    tell_ids: bool = False
 
 
 class ScoredToken(NamedTuple):
@@ -50,6 +52,7 @@ class Delta:
     Attributes:
         tokens: those that came with it, if their log-probabilities are asked for. The text of
             the last ones may still be held back.
+        token_ids: the same without the log-probabilities, if they are asked for.
         prompt: the whole prompt, once, before all text, if its log-probabilities are asked for.
     """
 
@@ -57,6 +60,7 @@ class Delta:
     text: str
     finish_reason: FinishReason | None = None
     tokens: Sequence[ScoredToken] = ()
+    token_ids: Sequence[int] = ()
     prompt: Sequence[ScoredToken] = ()
 
 
@@ -67,6 +71,7 @@ class ChoiceText:
     text: str = ""
     finish_reason: FinishReason = "length"
     tokens: list[ScoredToken] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
     prompt: list[ScoredToken] = field(default_factory=list)
 
 
@@ -103,7 +108,7 @@ class Generation:
     completion_tokens: int = 0
     cached_tokens: list[int] = field(init=False)
     _choices: list[_Running] = field(default_factory=list)
-    _events: asyncio.Queue[tuple[int, EngineEvent]] = field(default_factory=asyncio.Queue)
+    _events: Inbox = field(default_factory=Inbox)
     _early: deque[tuple[int, EngineEvent]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
@@ -150,6 +155,7 @@ class Generation:
                 choice = choices[delta.index]
                 pieces[delta.index].append(delta.text)
                 choice.tokens += delta.tokens
+                choice.token_ids += delta.token_ids
                 choice.prompt += delta.prompt
                 if delta.finish_reason is not None:
                     choice.finish_reason = delta.finish_reason
@@ -180,7 +186,7 @@ class Generation:
         self._choices.append(_Running(request_id, text, job, prompt))
         self.engine.add(
             Add(request_id, job.prompt_ids, job.params, job.priority, job.cache_salt),
-            lambda event: self._events.put_nowait((index, event)),
+            partial(self._events.put, index),
         )
 
     async def _all_accepted(self) -> None:
@@ -221,16 +227,17 @@ class Generation:
             count += 1
             if choice.text.stopped:
                 finish_reason = "stop"
-                self.engine.abort(choice.request_id)
+                self.engine.abort(choice.request_id, finish_reason)
                 break
         self.completion_tokens += count
         tokens = [*map(ScoredToken, event.token_ids[:count], scores)]
+        token_ids = event.token_ids[:count] if choice.job.tell_ids else ()
         if finish_reason is not None:
             choice.ended = True
             text += choice.text.finish()
         deltas = [Delta(index, "", prompt=prompt)] if prompt else []
-        if text or tokens:
-            deltas.append(Delta(index, text, tokens=tokens))
+        if text or tokens or token_ids:
+            deltas.append(Delta(index, text, tokens=tokens, token_ids=token_ids))
         if finish_reason is not None:
             deltas.append(Delta(index, "", finish_reason))
         return deltas
@@ -262,7 +269,9 @@ def check_prompt_fits(
     limit = info.max_model_len
     if len(prompt_ids) + completion_tokens > limit:
         raise RequestError(
-            f"this model's context is {limit} tokens, but the prompt alone has {len(prompt_ids)}",
+            # Clients that see no code know it by the first words.
+            f"the prompt is too long: it has {len(prompt_ids)} tokens, and this model's maximum "
+            f"context length is {limit} tokens",
             param=param,
             code="context_length_exceeded",
         )

@@ -24,6 +24,7 @@ from qwell.server.engine_process import WORKER_COMMAND
 from qwell.server.errors import StartError
 from qwell.server.lifecycle import Lifecycle, StopSignals
 from qwell.server.listen import listen
+from qwell.server.metrics import Metrics
 from qwell.server.options import ServeOptions
 from qwell.server.protocol.models import listed_ids
 from qwell.server.service import Service, load_text_side
@@ -69,7 +70,8 @@ async def _serve(options: ServeOptions, worker: Sequence[str]) -> bool:
     _log_start(options, listeners)
     text = await asyncio.to_thread(load_text_side, Path(options.engine.model))
     engine_options = replace(options.engine, eos_token_ids=text.defaults.eos_token_ids)
-    engine = EngineClient(engine_options, worker)
+    metrics = Metrics(listed_ids(options.served_model_names)[0])
+    engine = EngineClient(engine_options, metrics, worker)
     service = Service(engine, text, options.served_model_names, options.max_body_bytes)
     app = build_app(
         service,

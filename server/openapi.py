@@ -95,7 +95,7 @@ def _described(operation: Operation) -> dict[str, Any]:
     content = {_JSON: {"schema": _ref(operation.answer)}}
     if operation.chunk is not None:
         events = f"server-sent events, each a {operation.chunk.__name__}, the last [DONE]"
-        # No type: some readers take this for the schema of one event, others of the whole text.
+        # Without a type: some readers of the document take the text for it, others each event.
         content["text/event-stream"] = {"schema": {"description": events}}
     failure = {"description": "An error", "content": {_JSON: {"schema": _ref(ErrorBody)}}}
     success = {"description": "The answer", "content": content}

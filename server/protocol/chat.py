@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
@@ -40,6 +40,12 @@ _NEUTRAL_VALUES: Mapping[str, tuple[object, ...]] = {
     "web_search_options": (None,),
 }
 
+# Whatever they are for: of OpenAI's own size.
+Metadata = Annotated[
+    dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]],
+    Meta(max_length=16),
+]
+
 
 class ChatRequest(SamplingRequest, kw_only=True):
     """Every field of OpenAI's, the additions of `SamplingRequest`, `chat_template_kwargs` and
@@ -47,10 +53,10 @@ class ChatRequest(SamplingRequest, kw_only=True):
 
     messages: Annotated[list[Message], Meta(min_length=1)]
     max_completion_tokens: Count | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Metadata | None = None
     parallel_tool_calls: bool | None = None
     prompt_cache_key: str | None = None
-    prompt_cache_retention: str | None = None
+    prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
     safety_identifier: str | None = None
     audio: object = None
     function_call: FunctionChoice | None = None

@@ -25,6 +25,8 @@ from qwell.server.protocol.structured_outputs import StructuredOutputs
 T = TypeVar("T")
 
 MAX_CHOICES = 128
+MAX_BIASES = 1024
+MAX_STOP_TOKEN_IDS = 128
 _MOST_DIGITS = 9  # of a token id
 
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -64,7 +66,7 @@ class SamplingRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     seed: Seed | None = None
     stop: str | list[str] | None = None
     include_stop_str_in_output: bool | None = None
-    stop_token_ids: list[TokenId] | None = None
+    stop_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_STOP_TOKEN_IDS)] | None = None
     allowed_token_ids: list[TokenId] | None = None
     bad_token_ids: list[TokenId] | None = None
     min_tokens: Count | None = None
@@ -77,8 +79,8 @@ class SamplingRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     user: str | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
     structured_outputs: StructuredOutputs | None = None
+    logit_bias: Annotated[dict[str, float], Meta(max_length=MAX_BIASES)] | None = None
 
 
 class PromptTokensDetails(msgspec.Struct):
@@ -170,8 +172,11 @@ def choice_params(
     prompt_logprobs: int | None = None,
     grammar: Grammar | None = None,
     thinking: Thinking | None = None,
+    count: int | None = None,
 ) -> list[SamplingParams]:
-    """Parameters of each of the `n` choices: the request's, else the checkpoint's, else OpenAI's.
+    """Parameters of each choice: the request's, else the checkpoint's, else OpenAI's.
+
+    There are `n` of them, or `count`.
 
     Choice k of a seeded request is sampled with seed + k, so choice 0 is what n=1 gives.
 
@@ -208,10 +213,10 @@ def choice_params(
     )
     # The engine checks the same, but not an endless list is to take up the pipe to it.
     check_token_ids(first, vocab_size)
-    count = request.n or 1
+    choices = range(request.n or 1 if count is None else count)
     if first.seed is None:
-        return [first] * count
-    return [replace(first, seed=_wrapped(first.seed + k)) for k in range(count)]
+        return [first for _ in choices]
+    return [replace(first, seed=_wrapped(first.seed + k)) for k in choices]
 
 
 def _first_given(given: T | None, default: T | None, otherwise: T) -> T:

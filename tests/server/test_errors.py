@@ -17,7 +17,6 @@ HELLO = [{"role": "user", "content": "say:hello"}]
 UNSUPPORTED = {
     COMPLETIONS: {
         "suffix": "end",
-        "best_of": 2,
     },
     CHAT: {
         "audio": {"voice": "alloy", "format": "wav"},

@@ -169,9 +169,9 @@ def test_the_grammar_is_for_the_answer_alone(real: ServerProcess, folder: Path, 
     message = answer["choices"][0]["message"]
     assert re.fullmatch("[ab]{3}", message["content"])
     assert ("reasoning_content" in message) is (about != "answer")
-    thought = {"think": 5, "either": 6, "answer": 0}[about]  # with the mark that the model writes
-    closing = len("\n\n\n") + 1 if thought else 0
-    assert answer["usage"]["completion_tokens_details"]["reasoning_tokens"] == thought + closing
+    counted = answer["usage"]["completion_tokens_details"]["reasoning_tokens"]
+    most = 5 + len("<\n>\n\n")
+    assert counted == 0 if about == "answer" else 0 < counted <= most
 
 
 def test_a_budget_alone_ends_the_thoughts(real: ServerProcess, folder: Path) -> None:

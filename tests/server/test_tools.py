@@ -100,7 +100,9 @@ def test_the_xml_form_with_thinking(qwen3_5: ServerProcess) -> None:
 def test_streamed_calls_add_up_to_the_same(
     json_client: openai.OpenAI, qwen3: ServerProcess
 ) -> None:
-    chunks = [*json_client.chat.completions.create(**say(TWO_CALLS), stream=True)]
+    body = say(TWO_CALLS)
+    body["messages"][0]["content"] = f"slow:{TWO_CALLS}"
+    chunks = [*json_client.chat.completions.create(**body, stream=True)]
 
     deltas = [chunk.choices[0].delta for chunk in chunks]
     assert "".join(delta.content or "" for delta in deltas) == "Let me look."
@@ -113,7 +115,7 @@ def test_streamed_calls_add_up_to_the_same(
         assert {(part.id, part.type, part.function.name) for part in others} == {(None, None, None)}
         arguments = "".join(part.function.arguments for part in others)
         assert arguments == call["function"]["arguments"]
-    assert sum(part.index == 0 for part in parts) > 10  # not all at once
+    assert sum(part.index == 0 for part in parts) > 3  # not all at once
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
 
 
