@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -81,6 +82,8 @@ class _Running:
     job: Job
     # Of its prompt, as far as it is known; None where it is not asked for, or has been told.
     prompt: list[ScoredToken] | None
+    # How long the text was after each token.
+    ends: list[int] = field(default_factory=list)
     ended: bool = False
 
 
@@ -162,6 +165,11 @@ class Generation:
             choice.text = "".join(texts)
         return choices
 
+    def tokens_of_start(self, index: int, length: int) -> int:
+        """How many tokens the first `length` characters of a choice took."""
+        ends = self._choices[index].ends
+        return min(bisect_left(ends, length) + 1, len(ends)) if length else 0
+
     def cancel(self) -> None:
         """Have the engine drop what still runs."""
         for choice in self._choices:
@@ -210,11 +218,12 @@ class Generation:
         self.cached_tokens[index] += event.cached_tokens
         prompt = _told_prompt(choice, event)
         finish_reason = event.finish_reason
-        text = ""
+        text, length = "", choice.ends[-1] if choice.ends else 0
         scores = event.logprobs.tokens() if event.logprobs else ()
         count = 0
         for token_id in event.token_ids:
             text += choice.text.push([token_id])
+            choice.ends.append(length + len(text))
             count += 1
             if choice.text.stopped:
                 finish_reason = "stop"
