@@ -46,6 +46,9 @@ names += [
     "tools",
     "metadata",
     "max_completion_tokens",
+    "response_format",
+    "structured_outputs",
+    "thinking_budget",
     "zzz",
 ]
 bodies = st.fixed_dictionaries(
