@@ -80,6 +80,12 @@ class Logprobs(msgspec.Struct, array_like=True, frozen=True):
             TokenLogprob(logprob, likely[i * k : i * k + k]) for i, logprob in enumerate(chosen)
         ]
 
+    def then(self, later: Logprobs) -> Logprobs:
+        """These, and those of the tokens that follow, with as many likely ids each."""
+        return Logprobs(
+            self.chosen + later.chosen, self.top_ids + later.top_ids, self.top + later.top
+        )
+
 
 class TokenOutput(msgspec.Struct, frozen=True):
     """New tokens of one request. With a `finish_reason` or an `error` nothing more follows.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 from uuid import uuid4
 
@@ -23,6 +23,7 @@ from qwell.runtime.sampling_params import SamplingParams
 from qwell.runtime.text_stream import TextStream
 from qwell.runtime.tokenizer import Tokenizer
 from qwell.server.engine_client import EngineClient, EngineEvent
+from qwell.server.inbox import Inbox
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Generation:
     completion_tokens: int = 0
     cached_tokens: list[int] = field(init=False)
     _choices: list[_Running] = field(default_factory=list)
-    _events: asyncio.Queue[tuple[int, EngineEvent]] = field(default_factory=asyncio.Queue)
+    _events: Inbox = field(default_factory=Inbox)
     _early: deque[tuple[int, EngineEvent]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
@@ -177,7 +178,7 @@ class Generation:
         self._choices.append(_Running(request_id, text, job, prompt))
         self.engine.add(
             Add(request_id, job.prompt_ids, job.params, job.priority, job.cache_salt),
-            lambda event: self._events.put_nowait((index, event)),
+            partial(self._events.put, index),
         )
 
     async def _all_accepted(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 from collections.abc import Callable
@@ -111,7 +112,8 @@ def test_a_reader_that_is_slow_holds_up_nobody(fresh: ServerProcess) -> None:
             assert data, "the stream broke off"
             received += data
 
-    assert received.count(b'"text":"x"') == 30_000
+    # The tokens that waited for it came several at once; none is missing.
+    assert sum(map(len, re.findall(rb'"text":"(x*)"', received))) == 30_000
 
 
 def test_a_huge_prompt_holds_up_nobody(fresh: ServerProcess) -> None:

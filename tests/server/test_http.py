@@ -12,6 +12,8 @@ import pytest
 import requests
 from serving import PATIENCE_S, ServerProcess, error_of
 
+from qwell.server.listen import listen
+
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
 
@@ -135,6 +137,14 @@ def test_a_connection_lives_on_after_errors(server: ServerProcess) -> None:
         assert connection.sock is first_socket
 
     assert statuses == [400, 404, 400]
+
+
+def test_small_packets_do_not_wait_for_acknowledgements() -> None:
+    (listener,) = listen("127.0.0.1", 0, loopback_only=True)
+    with listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_request_ids(server: ServerProcess) -> None:
