@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 bin := $(VENV)/bin
 native := CMakeLists.txt $(wildcard kernels/native/*.cpp kernels/native/*.h kernels/native/simd/*.h)
 
-.PHONY: demo test fuzz emulated lint clean
+.PHONY: demo test fuzz emulated clients clients-small lint clean
 
 demo: $(VENV)/.runs  ## serve the demo model on 127.0.0.1:8000
 	$(bin)/qwell serve
@@ -19,6 +19,12 @@ fuzz: $(VENV)/.tests  ## 20,000 spoilt requests, others each time
 
 emulated: $(VENV)/.tests  ## the C++ tests on processors that this machine is not
 	$(bin)/pytest -n 2 --dist loadfile tests/emulated
+
+clients: $(VENV)/.tests  ## the programs that people use with OpenAI's API, each in its own environment
+	$(bin)/pytest tests/clients
+
+clients-small: $(VENV)/.tests  ## those of them that are quick to install
+	$(bin)/pytest tests/clients -m "not large_install"
 
 lint: $(VENV)/.tests  ## style, types, direction of imports
 	$(bin)/ruff check .

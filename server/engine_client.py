@@ -148,7 +148,8 @@ class EngineClient:
         if isinstance(message, StepOutputs):
             self.stats = message.stats
             for output in message.outputs:
-                self._deliver(output.request_id, output, last=output.finish_reason is not None)
+                last = output.finish_reason is not None or output.error is not None
+                self._deliver(output.request_id, output, last=last)
         elif isinstance(message, Accepted):
             self._deliver(message.request_id, message, last=False)
         elif isinstance(message, Rejected):

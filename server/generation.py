@@ -133,6 +133,7 @@ class Generation:
         """What the choices give, as it comes; choices interleave.
 
         Raises:
+            RequestError: a choice cannot go on: its grammar and its bans leave no token.
             EngineDeadError: the engine died; nothing more comes.
         """
         running = len(self._choices)
@@ -203,6 +204,9 @@ class Generation:
             raise event
         if isinstance(event, Accepted | Rejected):
             raise RuntimeError(f"{choice.request_id}: {event} after it was accepted")
+        if event.error is not None:
+            choice.ended = True
+            raise RequestError(event.error)
         self.cached_tokens[index] += event.cached_tokens
         prompt = _told_prompt(choice, event)
         finish_reason = event.finish_reason
@@ -256,7 +260,9 @@ def check_prompt_fits(
     limit = info.max_model_len
     if len(prompt_ids) + completion_tokens > limit:
         raise RequestError(
-            f"this model's context is {limit} tokens, but the prompt alone has {len(prompt_ids)}",
+            # Clients that see no code know it by the first words.
+            f"the prompt is too long: it has {len(prompt_ids)} tokens, and this model's maximum "
+            f"context length is {limit} tokens",
             param=param,
             code="context_length_exceeded",
         )

@@ -14,6 +14,17 @@ from qwell.kernels.native.arena import Arena
 ISAS: dict[str, _native.Isa] = {isa.name: isa for isa in _native.runnable_isas()}
 """Instruction sets that this machine runs, the best one first."""
 
+
+def choose_isa(wanted: str | None) -> str:
+    """The name of an instruction set in ISAS: the best one unless told.
+
+    Raises KernelError for one that this machine does not run.
+    """
+    if wanted is not None and wanted not in ISAS:
+        raise KernelError(f"isa is {wanted!r}; this machine runs {', '.join(ISAS)}")
+    return wanted or next(iter(ISAS))
+
+
 DTYPES = {
     torch.float32: _native.DType.float32,
     torch.bfloat16: _native.DType.bfloat16,
