@@ -21,10 +21,10 @@ emulated: $(VENV)/.tests  ## the C++ tests on processors that this machine is no
 	$(bin)/pytest -n 2 --dist loadfile tests/emulated
 
 clients: $(VENV)/.tests  ## the programs that people use with OpenAI's API, each in its own environment
-	$(bin)/pytest tests/clients
+	$(bin)/pytest tests/clients --timeout 1200
 
-clients-small: $(VENV)/.tests  ## those of them that are quick to install
-	$(bin)/pytest tests/clients -m "not large_install"
+clients-small: $(VENV)/.tests  ## all but those that take long to install
+	$(bin)/pytest tests/clients --timeout 1200 -m "not large_install"
 
 lint: $(VENV)/.tests  ## style, types, direction of imports
 	$(bin)/ruff check .

@@ -16,7 +16,7 @@ from torch import Tensor
 from qwell.runtime.constraint import Bits, Constraint, mask_words
 from qwell.runtime.cpu import count_cores
 from qwell.runtime.errors import CheckpointError, RequestError
-from qwell.runtime.grammar import Grammar, error_of, limits, llguidance_text
+from qwell.runtime.grammar import Grammar, error_of, limits, llguidance_text, unusable
 from qwell.runtime.sequence import Sequence
 
 if TYPE_CHECKING:
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
     from qwell.runtime.tokenizer import Tokenizer
 
-# Compiled grammars that are kept for later requests; each is some 100 kB, large ones some MB.
-_KEPT_GRAMMARS = 64
+# Compiled grammars that are kept for later requests; most take less than a megabyte, none more
+# than `grammar_check.py` lets them.
+_KEPT_GRAMMARS = 32
 _MOST_MASK_THREADS = 8
 
 
@@ -116,11 +117,10 @@ class Constraints:
         try:
             text = llguidance_text(grammar)
         except ValueError as error:
-            raise RequestError(f"grammar cannot be used: {error}", param="grammar") from error
+            raise unusable(str(error)) from error
         matcher = LLMatcher(self._vocabulary, text, log_level=0, limits=limits())
         if matcher.is_error():
-            problem = error_of(matcher.get_error())
-            raise RequestError(f"grammar cannot be used: {problem}", param="grammar")
+            raise unusable(error_of(matcher.get_error()))
         return matcher
 
     @cached_property

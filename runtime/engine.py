@@ -231,8 +231,9 @@ class Engine:
             priority=priority,
             cache_salt=cache_salt,
             end_ids=self._eos_of(params).union(params.stop_token_ids),
+            late_ids=self._eos.union(params.stop_token_ids),
         )
-        check_some_id_is_left(params, sequence.end_ids)
+        check_some_id_is_left(params, sequence.late_ids)
         self._sequences[request_id] = sequence
         if self._constraints.add(sequence):
             self._scheduler.add(sequence)

@@ -1,7 +1,7 @@
 """What the text of a completion is to look like: a schema, an expression, choices or a grammar.
 
-Torch-free, and llguidance is only loaded when a grammar is used: the server process checks
-grammars, the engine process enforces them (`constraint.py`).
+Torch-free, and llguidance is only loaded when a grammar is used: `grammar_check.py` checks
+grammars for the server, the engine enforces them (`constraint.py`).
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from qwell.runtime.errors import RequestError
 if TYPE_CHECKING:
     from llguidance import LLParserLimits, LLTokenizer
 
-GrammarKind = Literal["json_schema", "regex", "choice", "lark"]
+GrammarKind = Literal["json_schema", "regex", "choice", "lark", "gbnf"]
 
 MAX_GRAMMAR_BYTES = 1 << 16
+# It is translated by Python code that takes time by the square of the number of rules.
+MAX_GBNF_BYTES = 1 << 13
 # Between two parts of a JSON text. Models that may go on with blanks for ever sometimes do.
 _JSON_BLANKS = r"[ \n\r\t]{1,20}"
 
@@ -31,8 +33,8 @@ class Grammar:
     Attributes:
         kind: what `text` is: a JSON schema (keywords that llguidance lacks are refused), a
             regular expression (of Rust's regex crate, for the whole text), a JSON list of the
-            texts to choose from, or a grammar in llguidance's dialect of Lark.
-        text: 64 KiB at most, as UTF-8.
+            texts to choose from, a grammar in llguidance's dialect of Lark, or in llama.cpp's GBNF.
+        text: 64 KiB at most as UTF-8, of GBNF 8 KiB.
     """
 
     kind: GrammarKind
@@ -47,32 +49,46 @@ class Grammar:
 ANY_JSON_OBJECT = Grammar("json_schema", '{"type": "object"}')
 
 
-def check_grammar(grammar: Grammar, param: str = "grammar") -> None:
-    """Compile a grammar to see that it is one; takes up to half a second, other threads run.
+def check_grammar(grammar: Grammar) -> None:
+    """Compile a grammar to see that it is one.
+
+    Most take a millisecond, but some that strangers may send take minutes, or end the process:
+    those are for `grammar_check.py`.
 
     Raises:
-        RequestError: it is too long, not of its kind, or asks for too much; names `param`.
+        RequestError: it is too long, not of its kind, or asks for too much.
     """
+    problem = problem_of(grammar)
+    if problem:
+        raise unusable(problem)
+
+
+def unusable(problem: str, param: str = "grammar") -> RequestError:
+    """The error for a grammar with this problem; `param` is the field that it came in."""
+    return RequestError(f"{param} cannot be used: {problem}", param=param)
+
+
+def problem_of(grammar: Grammar) -> str:
+    """What is wrong with a grammar, "" if nothing is."""
     from llguidance import LLMatcher
 
     try:
         matcher = LLMatcher(_bytes(), llguidance_text(grammar), log_level=0, limits=limits())
-        # Some grammars are seen to be none when their first byte is wanted.
-        matcher.compute_bitmask()
-        problem = error_of(matcher.get_error())
     except ValueError as error:
-        problem = str(error)
-    if problem:
-        raise RequestError(f"{param} cannot be used: {problem}", param=param)
+        return str(error)
+    # Some grammars are seen to be none when their first byte is wanted.
+    matcher.compute_bitmask()
+    return error_of(matcher.get_error())
 
 
 def llguidance_text(grammar: Grammar) -> str:
     """`grammar` as llguidance takes it. Raises ValueError for what cannot be one."""
-    from llguidance import LLMatcher
+    from llguidance import LLMatcher, grammar_from
 
-    size = len(grammar.text.encode("utf-8", "surrogatepass"))
-    if size > MAX_GRAMMAR_BYTES:
-        raise ValueError(f"it has {size} bytes; at most {MAX_GRAMMAR_BYTES} are allowed")
+    size = len(grammar.text.encode())
+    most = MAX_GBNF_BYTES if grammar.kind == "gbnf" else MAX_GRAMMAR_BYTES
+    if size > most:
+        raise ValueError(f"it has {size} bytes; at most {most} are allowed")
     if grammar.kind == "json_schema":
         return LLMatcher.grammar_from_json_schema(
             grammar.text, overrides={"whitespace_pattern": _JSON_BLANKS}
@@ -81,6 +97,10 @@ def llguidance_text(grammar: Grammar) -> str:
         return LLMatcher.grammar_from_regex(grammar.text)
     if grammar.kind == "choice":
         return LLMatcher.grammar_from_lark("start: " + " | ".join(_lark_texts(grammar.text)))
+    if grammar.kind == "gbnf":
+        # Blank lines mean nothing, but take the translator time by the square of their number.
+        lines = [line for line in grammar.text.splitlines() if line.strip()]
+        return grammar_from("gbnf", "\n".join(lines))
     return LLMatcher.grammar_from_lark(grammar.text)
 
 

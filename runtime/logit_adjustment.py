@@ -31,13 +31,13 @@ class LogitAdjustment:
         params: SamplingParams,
         token_ids: Sequence[int],
         num_prompt_tokens: int,
-        end_ids: Collection[int],
+        late_ids: Collection[int],
     ) -> None:
-        """Of a sequence with these tokens; `end_ids` are those that would end it."""
+        """Of a sequence with these tokens; `late_ids` may not come before `min_tokens` others."""
         penalised = params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
         self.counts_tokens = penalised or params.repetition_penalty != 1.0
         self.only_listed = params.allowed_token_ids is not None
-        self._min_tokens = params.min_tokens if end_ids else 0
+        self._min_tokens = params.min_tokens if late_ids else 0
         self._places: dict[int, int] = {}
         # Parallel to the places; the rest is room to grow.
         self._ids: Ints = np.empty(16, dtype=np.int32)
@@ -50,7 +50,7 @@ class LogitAdjustment:
         for token_id in params.bad_token_ids:
             self._bias(token_id, -math.inf)
         self._lasts = bool(self._places) or self.counts_tokens
-        self._end_places = [self._place(i) for i in end_ids if self._lists(i)]
+        self._late_places = [self._place(i) for i in late_ids if self._lists(i)]
         if params.repetition_penalty != 1.0:
             for token_id in dict.fromkeys(token_ids[:num_prompt_tokens]):
                 self._count(token_id, 0)
@@ -72,7 +72,7 @@ class LogitAdjustment:
         biases = self._biases[:size]
         if num_generated < self._min_tokens:
             biases = biases.copy()
-            biases[self._end_places] = -math.inf
+            biases[self._late_places] = -math.inf
         return self._ids[:size], self._counts[:size], biases
 
     def _lists(self, token_id: int) -> bool:
@@ -103,8 +103,8 @@ def adjustment_of(
     params: SamplingParams,
     token_ids: Sequence[int],
     num_prompt_tokens: int,
-    end_ids: Collection[int],
+    late_ids: Collection[int],
 ) -> LogitAdjustment | None:
     """That of a sequence with these tokens, or None where its parameters ask for none."""
-    adjustment = LogitAdjustment(params, token_ids, num_prompt_tokens, end_ids)
+    adjustment = LogitAdjustment(params, token_ids, num_prompt_tokens, late_ids)
     return adjustment if adjustment.acts(0) else None

@@ -37,8 +37,8 @@ class SamplingParams:
         logit_bias: id -> what is added to its logit, in [-100, 100].
         allowed_token_ids: the only ids that may be generated; None allows all.
         bad_token_ids: ids that are never generated.
-        min_tokens: as long as there are fewer, no id that ends the text is generated. Stop
-            strings end it all the same.
+        min_tokens: as long as there are fewer, no id that ends the text is generated, nor one of
+            the model's own end-of-sequence ids that is ignored. Stop strings end it all the same.
         seed: same seed, prompt and parameters give the same tokens; None draws one.
         stop: strings that end the text; they are not part of it.
         include_stop_str_in_output: they are part of it.
@@ -150,14 +150,14 @@ def check_token_ids(params: SamplingParams, vocab_size: int) -> None:
             _require(sound, name, f"about token ids in 0..{vocab_size - 1}", token_id)
 
 
-def check_some_id_is_left(params: SamplingParams, end_ids: Collection[int]) -> None:
-    """Check that `min_tokens` leaves an id to generate before those that end the text.
+def check_some_id_is_left(params: SamplingParams, late_ids: Collection[int]) -> None:
+    """Check that `min_tokens` leaves an id to generate before those that it holds back.
 
     Raises:
         RequestError: it bans all that `allowed_token_ids` allows.
     """
     if params.min_tokens and params.allowed_token_ids is not None:
-        left = set(params.allowed_token_ids).difference(params.bad_token_ids, end_ids)
+        left = set(params.allowed_token_ids).difference(params.bad_token_ids, late_ids)
         expected = "0, as allowed_token_ids has only ids that end the text,"
         _require(bool(left), "min_tokens", expected, params.min_tokens)
 

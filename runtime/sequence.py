@@ -30,6 +30,7 @@ class Sequence:
         num_registered: blocks that can be found by their name.
         num_cached_tokens: prompt tokens that were in the cache when it was first admitted.
         end_ids: ids that end it.
+        late_ids: ids that follow `min_tokens` others at the earliest.
         adjustment: what is done to its logits, if anything is.
         constraint: which ids may come next, if not all may.
         num_scored: leading prompt tokens whose log-probabilities have been taken, or need not be:
@@ -42,6 +43,7 @@ class Sequence:
     params: SamplingParams
     seed: int
     end_ids: frozenset[int] = frozenset()
+    late_ids: frozenset[int] = frozenset()
     priority: int = 0
     cache_salt: str = ""
     arrival: int = 0
@@ -57,7 +59,7 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.adjustment = adjustment_of(
-            self.params, self.token_ids, self.num_prompt_tokens, self.end_ids
+            self.params, self.token_ids, self.num_prompt_tokens, self.late_ids
         )
 
     @property

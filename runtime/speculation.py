@@ -24,9 +24,11 @@ MOST_STEP_DRAFTS = 32
 
 # What is believed of guesses before any was verified, and how many of them that outweighs.
 _PRIOR_ACCEPTANCE = 0.7
-_PRIOR_WEIGHT = 1.0
+_PRIOR_WEIGHT = 0.5
 # Of what a step has taught, so much is left after the next one: what a sequence repeats changes.
-_MEMORY = 0.95
+# Where every guess is refused, one that costs a share p of a step is tried again once less than
+# _PRIOR_WEIGHT * _PRIOR_ACCEPTANCE / p refusals are remembered: 0.7 % of the time is lost so.
+_MEMORY = 0.98
 # Share of the last guesses in what guessing is believed to take.
 _GAIN = 0.3
 

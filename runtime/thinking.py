@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qwell.runtime.errors import RequestError
+
+if TYPE_CHECKING:
+    from qwell.runtime.tokenizer import Tokenizer
+
+_CLOSE = "\n</think>\n\n"
 
 
 @dataclass(frozen=True)
@@ -22,3 +31,29 @@ class Thinking:
     opened: bool
     budget: int | None
     close_ids: tuple[int, ...]
+
+
+def thinking_of(
+    prompt_ids: Sequence[int], tokenizer: Tokenizer, budget: int | None = None
+) -> Thinking | None:
+    """How a chat model goes on after this prompt; None where it is not to think.
+
+    Raises:
+        RequestError: there is a budget, but the model has no marks for thoughts.
+    """
+    start_id, end_id = tokenizer.token_id("<think>"), tokenizer.token_id("</think>")
+    if start_id is None or end_id is None:
+        if budget is not None:
+            raise RequestError(
+                "this model has no <think> and </think>; leave thinking_budget out",
+                param="thinking_budget",
+            )
+        return None
+    turn_id = tokenizer.token_id("<|im_start|>")
+    marks = (start_id, end_id, turn_id)
+    # Of the turn that is to be continued; those before it are no longer of account.
+    last = next((token_id for token_id in reversed(prompt_ids) if token_id in marks), None)
+    if last == end_id:
+        return None
+    close_ids = tuple(tokenizer.encode(_CLOSE))
+    return Thinking(start_id, end_id, last == start_id, budget, close_ids)

@@ -24,9 +24,19 @@ PATIENCE_S = 600.0
 _DONE = b"[DONE]"
 
 
+class _PromptDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
 class _Usage(msgspec.Struct):
     prompt_tokens: int
     completion_tokens: int
+    prompt_tokens_details: _PromptDetails | None = None
+
+    @property
+    def cached_tokens(self) -> int:
+        details = self.prompt_tokens_details
+        return 0 if details is None else details.cached_tokens or 0
 
 
 class _Delta(msgspec.Struct):
@@ -60,6 +70,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
         total: from sending it to the end of the answer.
         longest_gap: between two pieces of the answer.
         prompt_tokens, output_tokens: as the server counted them; where it does not, pieces.
+        cached_tokens: of the prompt, that the server says it had computed before.
         error: None, or what kind of failure: a status, "cut", "unreachable", "timeout", ...
     """
 
@@ -68,6 +79,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     total: float = 0.0
     longest_gap: float = 0.0
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     output_tokens: int = 0
     error: str | None = None
 
@@ -86,7 +98,7 @@ class Client:
     Attributes:
         model: the name that the server goes by.
         sends_ids: prompts are token ids where there are any; otherwise text.
-        ignores_eos: answers are as long as asked for, by a field that is not OpenAI's.
+        ignores_eos: answers are as long as asked for, by fields that are not OpenAI's.
     """
 
     address: Address
@@ -126,6 +138,10 @@ class Client:
         messages = [*before, ("user", turn.text)]
         if self.endpoint == "chat":
             body["messages"] = [{"role": role, "content": text} for role, text in messages]
+            if self.ignores_eos:
+                # The text of an answer lacks the end tokens in it, so the next turn would not find
+                # what follows them in a cache of prefixes.
+                body["min_tokens"] = turn.output_tokens
         elif turn.ids and self.sends_ids:
             body["prompt"] = turn.ids
         else:
@@ -168,6 +184,7 @@ class Client:
             total=times[-1] - start,
             longest_gap=max(gaps, default=0.0),
             prompt_tokens=0 if usage is None else usage.prompt_tokens,
+            cached_tokens=0 if usage is None else usage.cached_tokens,
             output_tokens=len(pieces) if usage is None else usage.completion_tokens,
         )
         return outcome, "".join(pieces)

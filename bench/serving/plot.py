@@ -11,6 +11,7 @@ from qwell.bench.serving.results import Figures, Percentiles
 
 try:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
 except ImportError as error:
     raise ServingError(
         "--plot needs matplotlib, which is not installed: pip install 'qwell[bench]'"
@@ -42,8 +43,11 @@ def plot(report: Report, path: Path) -> None:
                     label=f"{server} {percentile}",
                 )
         axes.set(title=name, xlabel=_x_name(report), ylabel="ms", yscale="log")
-        axes.grid(alpha=0.3)
-        axes.legend()
+        # Plain numbers: the default writes 300 as 3 x 10^2.
+        axes.yaxis.set_major_formatter(LogFormatter())
+        axes.yaxis.set_minor_formatter(LogFormatter())
+        axes.grid(alpha=0.3, which="both")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
     try:
         figure.savefig(path)
     except ValueError as error:

@@ -95,12 +95,18 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     def text(self) -> str:
         """Tables: percentiles are p50 / p90 / p99."""
         turns = max(report.turns for report in self.loads)
-        names = [f"TTFT {{}}turn {turn + 1}" for turn in range(turns)] if turns > 1 else []
+        numbers = range(1, turns + 1) if turns > 1 else ()
+        names = [f"TTFT {{}}turn {number}" for number in numbers]
         lines = [
             *aligned(_HEADING, [_cells(*row) for row in self._rows()])[1:],
             *(line for row in self._rows() for line in _error_line(*row)),
             *aligned(
-                ("load", "server", *(name.format("ms, ") for name in names)),
+                (
+                    "load",
+                    "server",
+                    *(name.format("ms, ") for name in names),
+                    *(f"cached, turn {number}" for number in numbers),
+                ),
                 [_turn_cells(*row, turns) for row in self._rows() if turns > 1],
             ),
             *aligned(
@@ -154,8 +160,10 @@ def _error_line(report: LoadReport, server: str) -> list[str]:
 
 
 def _turn_cells(report: LoadReport, server: str, turns: int) -> list[str]:
-    cells = [_milliseconds(turn) for turn in report.figures[server].first_token_by_turn]
-    return [str(report.load), server, *_filled(cells, turns)]
+    figures = report.figures[server]
+    latencies = [_milliseconds(turn) for turn in figures.first_token_by_turn]
+    cached = [f"{share:.0%}" for share in figures.cached_by_turn]
+    return [str(report.load), server, *_filled(latencies, turns), *_filled(cached, turns)]
 
 
 def _milliseconds(seconds: Percentiles | None) -> str:

@@ -62,6 +62,8 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
         total: E2E.
         first_token_by_turn: TTFT of the first turns of conversations, of the second, ...
         mean_prompt_tokens: as the server counted them.
+        cached_by_turn: share of the prompt tokens of first turns, second ones, ... that the server
+            had computed before.
     """
 
     requests: int
@@ -76,6 +78,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     total: Percentiles | None
     first_token_by_turn: list[Percentiles | None]
     mean_prompt_tokens: float
+    cached_by_turn: list[float]
 
     @classmethod
     def of(cls, outcomes: Sequence[Outcome], seconds: float, limits: Limits) -> Figures:
@@ -100,6 +103,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
                 for turn in range(turns)
             ],
             mean_prompt_tokens=statistics.mean(o.prompt_tokens for o in good) if good else 0.0,
+            cached_by_turn=[_cached([o for o in good if o.turn == turn]) for turn in range(turns)],
         )
 
 
@@ -147,6 +151,11 @@ class Ratios(msgspec.Struct, frozen=True, kw_only=True):
                 for turn in zip(*map(_by_turn, pairs), strict=False)
             ],
         )
+
+
+def _cached(outcomes: Sequence[Outcome]) -> float:
+    prompts = sum(outcome.prompt_tokens for outcome in outcomes)
+    return sum(outcome.cached_tokens for outcome in outcomes) / prompts if prompts else 0.0
 
 
 def _by_turn(

@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from qwell.runtime.errors import RequestError
 from qwell.runtime.messages import EngineInfo
+from qwell.runtime.thinking import thinking_of
 from qwell.server.generation import Generation, Job, check_prompt_fits
 from qwell.server.json_body import JsonResponse, read_json
 from qwell.server.protocol.chat import (
@@ -38,6 +39,7 @@ from qwell.server.protocol.common import (
     usage,
 )
 from qwell.server.protocol.logprobs import chat_logprobs
+from qwell.server.protocol.structured_outputs import requested_grammar
 from qwell.server.service import Service, system_fingerprint
 from qwell.server.sse import EventStream
 
@@ -60,8 +62,20 @@ async def create_chat_completion(service: Service, request: Request) -> Response
     prompt_ids = await asyncio.to_thread(template.encode, messages, service.text.tokenizer)
     max_tokens = _max_tokens(body, prompt_ids, info)
     logprobs = requested_logprobs(body)
+    grammar = requested_grammar(body.structured_outputs, body.response_format)
+    if grammar is not None:
+        await service.grammars.check(*grammar)
+    thinking = None
+    if grammar is not None or body.thinking_budget is not None:
+        thinking = thinking_of(prompt_ids, service.text.tokenizer, body.thinking_budget)
     params = choice_params(
-        body, service.text.defaults, max_tokens, info.vocab_size, logprobs=logprobs
+        body,
+        service.text.defaults,
+        max_tokens,
+        info.vocab_size,
+        logprobs=logprobs,
+        grammar=None if grammar is None else grammar.grammar,
+        thinking=thinking,
     )
 
     answer_id, created = new_id("chatcmpl"), int(time.time())

@@ -35,6 +35,7 @@ from qwell.server.protocol.completions import (
     prompts_of,
 )
 from qwell.server.protocol.logprobs import CompletionLogprobs, CompletionScores
+from qwell.server.protocol.structured_outputs import requested_grammar
 from qwell.server.service import Service, system_fingerprint
 from qwell.server.sse import EventStream
 
@@ -48,6 +49,9 @@ async def create_completion(service: Service, request: Request) -> Response:
     service.check_model(body.model)
     check_completion(body)
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    grammar = requested_grammar(body.structured_outputs)
+    if grammar is not None:
+        await service.grammars.check(*grammar)
     each = computed_choices(body)
     params = choice_params(
         body,
@@ -56,6 +60,7 @@ async def create_completion(service: Service, request: Request) -> Response:
         info.vocab_size,
         logprobs=computed_logprobs(body),
         prompt_logprobs=body.logprobs if body.echo else None,
+        grammar=None if grammar is None else grammar.grammar,
         count=each,
     )
     prompts = prompts_of(body)

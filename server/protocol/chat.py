@@ -19,6 +19,7 @@ from qwell.server.protocol.common import (
     refuse_unsupported,
 )
 from qwell.server.protocol.logprobs import ChatLogprobs
+from qwell.server.protocol.structured_outputs import ResponseFormat
 
 _NEUTRAL_VALUES: Mapping[str, tuple[object, ...]] = {
     "audio": (None,),
@@ -29,7 +30,6 @@ _NEUTRAL_VALUES: Mapping[str, tuple[object, ...]] = {
     "prediction": (None,),
     "prompt_cache_options": (None,),
     "reasoning_effort": (None,),
-    "response_format": (None, {"type": "text"}),
     "service_tier": (None, "auto", "default"),
     "store": (None, False),
     "tool_choice": (None, "none", "auto"),
@@ -87,7 +87,7 @@ class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ChatRequest(SamplingRequest, kw_only=True):
-    """Every field of OpenAI's, and the additions of `SamplingRequest`."""
+    """Every field of OpenAI's, the additions of `SamplingRequest`, and `thinking_budget`."""
 
     messages: Annotated[list[Message], Meta(min_length=1)]
     max_completion_tokens: Count | None = None
@@ -105,9 +105,10 @@ class ChatRequest(SamplingRequest, kw_only=True):
     prediction: object = None
     prompt_cache_options: object = None
     reasoning_effort: str | None = None
-    response_format: object = None
+    response_format: ResponseFormat | None = None
     service_tier: str | None = None
     store: bool | None = None
+    thinking_budget: Count | None = None
     tool_choice: object = None
     tools: object = None
     top_logprobs: TopCount | None = None

@@ -12,12 +12,15 @@ from msgspec import Meta
 
 from qwell.runtime.checkpoint.generation_config import GenerationDefaults
 from qwell.runtime.errors import RequestError
+from qwell.runtime.grammar import Grammar
 from qwell.runtime.sampling_params import (
     MAX_LOGPROBS,
     SEED_RANGE,
     SamplingParams,
     check_token_ids,
 )
+from qwell.runtime.thinking import Thinking
+from qwell.server.protocol.structured_outputs import StructuredOutputs
 
 T = TypeVar("T")
 
@@ -49,7 +52,8 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
 class SamplingRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The fields of both request types. Beyond OpenAI's: `top_k`, `min_p`, `typical_p`,
     `repetition_penalty`, `allowed_token_ids`, `bad_token_ids`, `min_tokens`, `stop_token_ids`,
-    `include_stop_str_in_output`, `ignore_eos`, `priority` and `cache_salt`."""
+    `include_stop_str_in_output`, `ignore_eos`, `priority`, `cache_salt` and
+    `structured_outputs`."""
 
     model: str
     max_tokens: Count | None = None
@@ -75,6 +79,7 @@ class SamplingRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     user: str | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
+    structured_outputs: StructuredOutputs | None = None
     logit_bias: Annotated[dict[str, float], Meta(max_length=MAX_BIASES)] | None = None
 
 
@@ -155,6 +160,8 @@ def choice_params(
     *,
     logprobs: int | None,
     prompt_logprobs: int | None = None,
+    grammar: Grammar | None = None,
+    thinking: Thinking | None = None,
     count: int | None = None,
 ) -> list[SamplingParams]:
     """Parameters of each choice: the request's, else the checkpoint's, else OpenAI's.
@@ -191,6 +198,8 @@ def choice_params(
         ignore_eos=bool(request.ignore_eos),
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
+        grammar=grammar,
+        thinking=thinking,
     )
     # The engine checks the same, but not an endless list is to take up the pipe to it.
     check_token_ids(first, vocab_size)

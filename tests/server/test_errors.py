@@ -27,7 +27,6 @@ UNSUPPORTED = {
         "prediction": {"type": "content", "content": "x"},
         "prompt_cache_options": {"mode": "implicit"},
         "reasoning_effort": "high",
-        "response_format": {"type": "json_object"},
         "service_tier": "priority",
         "store": True,
         "tool_choice": "required",

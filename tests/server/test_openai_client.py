@@ -214,7 +214,9 @@ def test_what_is_refused_is_not_tried_again(
 
     assert param in (caught.value.param or caught.value.message)
     assert caught.value.request_id == f"refused-{param}"
-    assert server.log.count(f"id=refused-{param} ") == 1
+    line = f"id=refused-{param} "
+    server.wait_until(lambda: line in server.log, "line of the request")
+    assert server.log.count(line) == 1
 
 
 def test_other_endpoints_are_named(client: openai.OpenAI) -> None:

@@ -14,8 +14,8 @@ The real loop runs a scripted engine, so that faults and timing are the test's t
     busy        the same, but only every other time
     again       say that all of the prompt but a token was cached
 
-Anything else is answered with "ok". With `ignore_eos` the text starts again at its end.
-Log-probabilities are a function of the token's id.
+The last that is said in a conversation counts. Anything else is answered with "ok". With
+`ignore_eos` the text starts again at its end. Log-probabilities are a function of the token's id.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class ScriptedEngine:
         if "hold" in prompt:
             self._held.add(request_id)
             return
-        script = _SCRIPT.search(prompt)
+        script = _script(prompt)
         self._requests[request_id] = _Request(
             reply=self._reply(
                 _steps(
@@ -179,7 +179,7 @@ class ScriptedEngine:
         )
 
     def _text(self, prompt: str, params: SamplingParams) -> str:
-        script = _SCRIPT.search(prompt)
+        script = _script(prompt)
         if script is not None:
             return script[2]
         if "crash" in prompt:
@@ -196,6 +196,10 @@ class ScriptedEngine:
             yield from steps
             if not endless:
                 yield [self._end]
+
+
+def _script(prompt: str) -> re.Match[str] | None:
+    return max(_SCRIPT.finditer(prompt), key=re.Match.start, default=None)
 
 
 def _steps(prompt: str, text: str) -> list[list[int]]:

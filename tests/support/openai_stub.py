@@ -40,7 +40,16 @@ def stream_events(pieces: list[str], tokens: int) -> list[bytes]:
     return [
         *(event({"choices": [{"index": 0, "text": piece}]}) for piece in pieces),
         event({"choices": [{"index": 0, "text": "", "finish_reason": "length"}]}),
-        event({"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": tokens}}),
+        event(
+            {
+                "choices": [],
+                "usage": {
+                    "prompt_tokens": 7,
+                    "completion_tokens": tokens,
+                    "prompt_tokens_details": {"cached_tokens": 3},
+                },
+            }
+        ),
         b"data: [DONE]\n\n",
     ]
 

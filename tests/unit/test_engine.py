@@ -55,6 +55,11 @@ def test_a_request_ends_at_an_eos_id_unless_told_not_to(folder: Path) -> None:
     assert greedy(engine, PROMPT, 20) == text[: text.index(eos) + 1]
     engine.add("on", PROMPT, params(20, ignore_eos=True))
     assert run_to_end(engine)["on"] == text
+    engine.add("never", PROMPT, params(20, ignore_eos=True, min_tokens=20))
+    without = run_to_end(engine)["never"]
+    assert len(without) == 20
+    assert eos not in without
+    assert without[:6] == text[:6]
 
 
 def test_zero_tokens_are_reported_by_the_next_step(engine: Engine) -> None:

@@ -106,6 +106,7 @@ def one(engine: Engine, grammar: Grammar | None, **values: Any) -> tuple[str, Fi
         (Grammar.choice(['say "hi"\n', "é😀", "back\\slash"]), 'say "hi"\n|é😀|back\\\\slash'),
         (Grammar("lark", 'start: item ("," item)~3\nitem: /[xy]/'), "[xy](,[xy]){3}"),
         (Grammar("json_schema", '{"const": {"a": 1}}'), r'\{\s*"a"\s*:\s*1\s*\}'),
+        (Grammar("gbnf", 'root ::= "n" num\n\nnum ::= [0-9]{2}'), "n[0-9]{2}"),
         # The mark is one added token, or ten bytes.
         (Grammar("lark", 'start: "<tool_call>" /[0-9]/'), "<tool_call>[0-9]"),
     ],
@@ -281,6 +282,8 @@ def test_json_validates_against_its_schema(
         pytest.param(Grammar("regex", "(a"), "unclosed group", id="bad regex"),
         pytest.param(Grammar("regex", "(?=a)b"), "look-around", id="look-around"),
         pytest.param(Grammar("lark", "start: nowhere"), "nowhere", id="unknown rule"),
+        pytest.param(Grammar("gbnf", "root = 1"), "Expected ::=", id="no GBNF"),
+        pytest.param(Grammar("gbnf", "#" * 10_000), "8192", id="too long GBNF"),
         pytest.param(Grammar("choice", "[]"), "at least one", id="no choice"),
         pytest.param(Grammar("choice", "[1]"), "at least one", id="numbers"),
         pytest.param(Grammar("json_schema", '{"type": "text"}'), "Invalid type", id="bad type"),
@@ -298,8 +301,8 @@ def test_json_validates_against_its_schema(
 )
 def test_what_is_no_grammar_is_refused(grammar: Grammar, message: str) -> None:
     with pytest.raises(RequestError, match=message) as refused:
-        check_grammar(grammar, "response_format")
-    assert refused.value.param == "response_format"
+        check_grammar(grammar)
+    assert refused.value.param == "grammar"
 
 
 # Tokens of the tiny tokenizer that nothing else needs.

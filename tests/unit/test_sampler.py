@@ -113,7 +113,7 @@ def test_ids_that_end_a_text_are_banned_until_min_tokens() -> None:
     params = SamplingParams(temperature=0.0, min_tokens=2)
     ends = frozenset((0, 1))
     texts = [[9, 9], [9, 9, 4], [9, 9, 4, 4]]
-    sequences = [Sequence("a", text, 2, params, seed=0, end_ids=ends) for text in texts]
+    sequences = [Sequence("a", text, 2, params, seed=0, late_ids=ends) for text in texts]
     assert sample_next(OPS, LOGITS.repeat(3, 1), sequences).tolist() == [4, 4, 0]
 
 

@@ -181,6 +181,20 @@ def test_refused_guesses_become_rare_and_come_back() -> None:
     assert waits > 5
 
 
+@pytest.mark.parametrize("sequences", [1, 8])
+@pytest.mark.parametrize("token_s", [0.001, 0.02, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.65, 1.0])
+def test_guesses_that_are_all_refused_cost_next_to_nothing(token_s: float, sequences: int) -> None:
+    speculator = Speculator(Parrot(), lambda: 0.0)
+    running = [sequence(str(i)) for i in range(sequences)]
+    lost_s = 0.0
+    for _ in range(64):
+        drafts = speculator.propose(running, step_s=1.0, token_s=token_s)
+        for one, draft in drafts.items():
+            speculator.verified(one, drafted=len(draft), accepted=0)
+            lost_s += token_s * len(draft)
+    assert lost_s < 0.03 * 64
+
+
 def test_right_guesses_grow_until_they_cost_more_than_they_bring() -> None:
     speculator, one = Speculator(Parrot(), lambda: 0.0), sequence()
     for _ in range(20):

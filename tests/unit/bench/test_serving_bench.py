@@ -172,6 +172,8 @@ def test_a_turn_follows_the_answer_to_the_one_before() -> None:
     outcomes = load_on(reply, Load(clients=1), 1, dataset="chat", endpoint="chat")
 
     assert [outcome.turn for outcome in outcomes] == [0, 1, 2]
+    # An answer that ended and went on would lack its end in the messages of the next turn.
+    assert all(body["min_tokens"] == body["max_tokens"] for body in bodies)
     messages = [body["messages"] for body in bodies]
     for before, after in itertools.pairwise(messages):
         assert after[: len(before)] == before
@@ -324,7 +326,9 @@ def test_tables_of_conversations(capsys: pytest.CaptureFixture[str]) -> None:
     tables = [table.splitlines() for table in capsys.readouterr().out.split("\n\n")]
     headings = [re.split("  +", table[0]) for table in tables]
     assert headings[0][-1] == "client CPU"
-    assert headings[1] == ["load", "server", "TTFT ms, turn 1", "TTFT ms, turn 2"]
+    turns = ["TTFT ms, turn 1", "TTFT ms, turn 2", "cached, turn 1", "cached, turn 2"]
+    assert headings[1] == ["load", "server", *turns]
+    assert re.split("  +", tables[1][1])[-2:] == ["43%", "43%"]
     assert headings[2][-2:] == ["TTFT p50, turn 1", "TTFT p50, turn 2"]
     assert headings[3][2] == "start: resident MB"
     for table, heading in zip(tables, headings, strict=True):
