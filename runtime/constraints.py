@@ -17,7 +17,7 @@ from qwell.runtime.constraint import Bits, Constraint, mask_words
 from qwell.runtime.cpu import count_cores
 from qwell.runtime.errors import CheckpointError, RequestError
 from qwell.runtime.grammar import Grammar, error_of, limits, llguidance_text, unusable
-from qwell.runtime.sequence import Sequence
+from qwell.runtime.sequence import Chunk, Sequence
 
 if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher, LLTokenizer
@@ -85,15 +85,18 @@ class Constraints:
         done = [sequence for sequence, compiled in self._waiting.items() if compiled.done()]
         return [(sequence, self._take(sequence, self._waiting.pop(sequence))) for sequence in done]
 
-    def masks(self, sequences: SequenceOf[Sequence]) -> Masks | None:
-        """Begin to make the masks of a step's rows; None where every id may come in all of them.
+    def masks(self, chunks: SequenceOf[Chunk]) -> Masks | None:
+        """Begin to make masks for what is drawn after the chunks; None where every id may come.
 
         The sequences' tokens must not change until the masks are applied.
         """
+        if all(chunk.sequence.constraint is None for chunk in chunks):
+            return None
+        drawn = [chunk.sequence for chunk in chunks for _ in range(chunk.num_drawn)]
         rows = {
             row: sequence.constraint
-            for row, sequence in enumerate(sequences)
-            if sequence.constraint is not None and sequence.constraint.num_free == 0
+            for row, sequence in enumerate(drawn)
+            if sequence.constraint is not None and sequence.num_free == 0
         }
         if not rows:
             return None

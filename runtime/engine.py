@@ -309,9 +309,7 @@ class Engine:
             return None
         layout = lay_out(chunks, BLOCK_SIZE, sampled=self._in_flight)
         ops = self.model.decoder.ops
-        masks = self._constraints.masks(
-            [chunk.sequence for chunk in chunks for _ in range(chunk.num_drawn)]
-        )
+        masks = self._constraints.masks(chunks)
         self._clock.ended("schedule")
         logits = self.forward(layout)
         prompt_scores: Scores = dict
