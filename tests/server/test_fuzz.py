@@ -24,8 +24,8 @@ REQUESTS = int(os.environ.get("QWELL_FUZZ_REQUESTS", "2000"))
 SEED = random.randrange(2**32) if "QWELL_FUZZ_REQUESTS" in os.environ else 1
 # Of these schemathesis makes some, from the OpenAPI document; it takes its time.
 BY_SCHEMA = REQUESTS // 10
-# What allocators and threads take while they find their size.
-GROWTH_BYTES = 3 << 20
+# What allocators and threads take while they find their size; a kilobyte a request would show.
+GROWTH_BYTES = (3 << 20) + 512 * REQUESTS
 
 
 @pytest.fixture(scope="module")
