@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import bisect_left
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 from uuid import uuid4
+
+import msgspec
 
 from qwell.runtime.errors import EngineDeadError, RequestError
 from qwell.runtime.messages import (
@@ -44,8 +46,7 @@ class ScoredToken(NamedTuple):
     score: TokenLogprob | None
 
 
-@dataclass(frozen=True)
-class Delta:
+class Delta(msgspec.Struct, frozen=True):
     """A piece of the choice `index`: some text, or the reason of its end (and no text).
 
     Attributes:
@@ -81,6 +82,8 @@ class _Running:
     job: Job
     # Of its prompt, as far as it is known; None where it is not asked for, or has been told.
     prompt: list[ScoredToken] | None
+    # How long the text was after each token.
+    ends: list[int] = field(default_factory=list)
     ended: bool = False
 
 
@@ -106,7 +109,6 @@ class Generation:
     cached_tokens: list[int] = field(init=False)
     _choices: list[_Running] = field(default_factory=list)
     _events: Inbox = field(default_factory=Inbox)
-    _early: deque[tuple[int, EngineEvent]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
         self.cached_tokens = [0] * len(self.jobs)
@@ -138,7 +140,7 @@ class Generation:
         """
         running = len(self._choices)
         while running:
-            index, event = self._early.popleft() if self._early else await self._events.get()
+            index, event = await self._events.get()
             for delta in self._advance(index, event):
                 running -= delta.finish_reason is not None
                 yield delta
@@ -162,6 +164,11 @@ class Generation:
             choice.text = "".join(texts)
         return choices
 
+    def tokens_of_start(self, index: int, length: int) -> int:
+        """How many tokens the first `length` characters of a choice took."""
+        ends = self._choices[index].ends
+        return min(bisect_left(ends, length) + 1, len(ends)) if length else 0
+
     def cancel(self) -> None:
         """Have the engine drop what still runs."""
         for choice in self._choices:
@@ -183,6 +190,7 @@ class Generation:
 
     async def _all_accepted(self) -> None:
         missing = len(self._choices)
+        early: list[tuple[int, EngineEvent]] = []
         while missing:
             index, event = await self._events.get()
             if isinstance(event, Accepted):
@@ -193,7 +201,8 @@ class Generation:
             elif isinstance(event, EngineDeadError):
                 raise event
             else:
-                self._early.append((index, event))
+                early.append((index, event))
+        self._events.put_back(early)
 
     def _advance(self, index: int, event: EngineEvent) -> list[Delta]:
         """Take one event of the engine in; what it adds to the answer."""
@@ -210,11 +219,12 @@ class Generation:
         self.cached_tokens[index] += event.cached_tokens
         prompt = _told_prompt(choice, event)
         finish_reason = event.finish_reason
-        text = ""
+        text, length = "", choice.ends[-1] if choice.ends else 0
         scores = event.logprobs.tokens() if event.logprobs else ()
         count = 0
         for token_id in event.token_ids:
             text += choice.text.push([token_id])
+            choice.ends.append(length + len(text))
             count += 1
             if choice.text.stopped:
                 finish_reason = "stop"

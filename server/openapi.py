@@ -12,7 +12,8 @@ import msgspec
 from qwell import __version__
 from qwell.server.endpoints.health import Health, Version
 from qwell.server.errors import ErrorBody
-from qwell.server.protocol.chat import ChatChunk, ChatCompletion, ChatRequest
+from qwell.server.protocol.chat import ChatRequest
+from qwell.server.protocol.chat_answer import ChatChunk, ChatCompletion
 from qwell.server.protocol.completions import Completion, CompletionRequest
 from qwell.server.protocol.models import ModelCard, ModelList
 from qwell.server.protocol.tokenize import (
