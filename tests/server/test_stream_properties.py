@@ -160,7 +160,8 @@ TAGS = ("<tool_call>", "</tool_call>", "<think>", "</think>", CALL)
 @st.composite
 def scripts_with_tags(draw: st.DrawFn) -> str:
     """Answers with thoughts and calls, whole, broken or none."""
-    pieces = draw(st.lists(st.sampled_from([*TAGS, f"<tool_call>{CALL}</tool_call>"]) | texts))
+    whole = f"<tool_call>{CALL}</tool_call>"
+    pieces = draw(st.lists(st.sampled_from([*TAGS, whole, whole + whole]) | texts))
     text = "\n".join(pieces)[: draw(st.sampled_from([20, 400]))]
     return cut_script(draw, list(text.encode()))
 
