@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 # than `grammar_check.py` lets them.
 _KEPT_GRAMMARS = 32
 _MOST_MASK_THREADS = 8
+# For each byte of a mask the most that the logits of its eight ids may be, fp32 [256, 8].
+_LIMITS = np.where(
+    np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little") == 1,
+    np.float32(np.inf),
+    np.float32(-np.inf),
+)
 
 
 class Constraints:
@@ -174,21 +180,23 @@ class Masks:
         some_left = bits.any(axis=1)
         rows = np.array(list(self._rows), dtype=np.int64)
         if logits.device.type == "cpu":
-            _ban_on_host(logits, rows[some_left], bits[some_left])
+            ban_on_host(logits, rows[some_left], bits[some_left])
         else:
-            _ban_on_device(logits, rows[some_left], bits[some_left])
+            ban_on_device(logits, rows[some_left], bits[some_left])
         return {int(row): self._rows[row] for row in rows[~some_left]}
 
 
-def _ban_on_host(logits: Tensor, rows: np.ndarray, bits: Bits) -> None:
-    # torch would wake its threads for it, and take longer.
+def ban_on_host(logits: Tensor, rows: np.ndarray, bits: Bits) -> None:
+    """Ban in `rows` of fp32 logits [S, V] what masks [rows, words] do not allow, on a CPU."""
+    # 40 us for a row of 151936 ids; torch would wake its threads for it, and take longer.
     values = logits.numpy()
     for row, allowed in zip(rows, bits, strict=True):
-        banned = np.unpackbits(~allowed.view(np.uint8), count=values.shape[1], bitorder="little")
-        np.copyto(values[row], -np.inf, where=banned.view(np.bool_))
+        most = np.take(_LIMITS, allowed.view(np.uint8), axis=0).reshape(-1)
+        np.minimum(values[row], most[: values.shape[1]], out=values[row])
 
 
-def _ban_on_device(logits: Tensor, rows: np.ndarray, bits: Bits) -> None:
+def ban_on_device(logits: Tensor, rows: np.ndarray, bits: Bits) -> None:
+    """The same on any device, without a wait for it."""
     words = torch.from_numpy(bits.view(np.int32))
     places = torch.from_numpy(rows)
     if logits.device.type == "cuda":

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from qwell.runtime.batch import build_batch
+from qwell.runtime.batch import build_batch, lay_out
 from qwell.runtime.block_pool import BlockPool
 from qwell.runtime.constraint import Constraint
 from qwell.runtime.constraints import Constraints
@@ -30,7 +30,7 @@ from qwell.runtime.messages import EngineInfo, FinishReason, StepStats, TokenOut
 from qwell.runtime.precision import dtype_name
 from qwell.runtime.prompt_lookup import PromptLookups
 from qwell.runtime.sampled_ids import SampledIds
-from qwell.runtime.sampler import sample_next
+from qwell.runtime.sampler import Sampler
 from qwell.runtime.sampling_params import (
     SamplingParams,
     check_some_id_is_left,
@@ -41,7 +41,7 @@ from qwell.runtime.sequence import Chunk, Sequence
 from qwell.runtime.speculation import Drafter, Speculator, kept_ids
 from qwell.runtime.step_budget import StepBudget
 from qwell.runtime.step_clock import StepClock
-from qwell.runtime.step_logprobs import SampledScores, completing_rows, score_prompts
+from qwell.runtime.step_logprobs import SampledScores, Scores, completing_rows, score_prompts
 
 if TYPE_CHECKING:
     from qwell.runtime.prefix_file import PrefixFile
@@ -59,6 +59,7 @@ class Engine:
         forward: computes the steps. Calling it reads and writes the cache blocks that the batch
             names, whoever holds them: for measurements of an engine that runs no requests and
             keeps no prefixes.
+        sampler: draws from the logits of a step.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Engine:
         )
         self.forward = Forward(model, options)
         self._constraints = Constraints(Path(options.model), model.config.vocab_size)
+        self.sampler = Sampler(model.decoder.ops, self.forward.draw)
         self._sequences: dict[str, Sequence] = {}
         # Requests for no tokens at all: done, but reported by a step like every other.
         self._done: list[TokenOutput] = []
@@ -305,15 +307,17 @@ class Engine:
         self._more_tokens = sum(size for size in sizes if size > 1) + drafted
         if not chunks:
             return None
-        batch = build_batch(chunks, BLOCK_SIZE, self.model.device, sampled=self._in_flight)
+        layout = lay_out(chunks, BLOCK_SIZE, sampled=self._in_flight)
         ops = self.model.decoder.ops
         masks = self._constraints.masks(
             [chunk.sequence for chunk in chunks for _ in range(chunk.num_drawn)]
         )
         self._clock.ended("schedule")
-        logits = self.forward(batch)
-        prompt_scores = score_prompts(ops, logits, chunks)
-        logits = completing_rows(logits, chunks)
+        logits = self.forward(layout)
+        prompt_scores: Scores = dict
+        if layout.scores_prompts:
+            prompt_scores = score_prompts(ops, logits, chunks)
+            logits = completing_rows(logits, chunks)
         self._clock.ended("forward")
         self._scheduler.computed(chunks)
         ending = [chunk for chunk in chunks if chunk.completes]
@@ -328,7 +332,7 @@ class Engine:
             ]
         sampled_scores = SampledScores(logits, rows)
         stuck = {} if masks is None else masks.apply(logits)
-        ids = sample_next(ops, logits, rows, self._in_flight, places)
+        ids = self.sampler.next_ids(logits, rows, self._in_flight, places)
         scores = sampled_scores.of(ops, ids)
         self._clock.ended("sample")
         for sequence in sequences:

@@ -1,8 +1,9 @@
 """Checks one grammar in a process of its own: `python -m qwell.runtime.grammar_check`.
 
-Reads a Grammar as JSON, and writes what is wrong with it; nothing if it can be used. Compilers of
-grammars can be made to run for minutes, to fill the memory, or to run out of stack, which ends
-a process. This one may take little of each, and nobody else is hurt.
+Reads a Grammar as JSON, and writes what is wrong with it; nothing if it can be used. An exit status
+other than 0 says that it cannot. Compilers of grammars can be made to run for minutes, to fill the
+memory, or to run out of stack, which ends a process. This one may take little of each, and nobody
+else is hurt.
 """
 
 from __future__ import annotations
@@ -30,11 +31,15 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (MAX_CPU_S, MAX_CPU_S))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     threading.stack_size(_STACK_BYTES)
-    checking = threading.Thread(target=lambda: print(problem_of(grammar), end=""))
+    problems: list[str] = []
+    checking = threading.Thread(target=lambda: problems.append(problem_of(grammar)))
     most = _address_space() + _STACK_BYTES + _MAX_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     checking.start()
     checking.join()
+    # There is none where the thread has failed.
+    [problem] = problems
+    sys.stdout.buffer.write(problem.encode())
 
 
 def _address_space() -> int:

@@ -14,6 +14,7 @@ from qwell.runtime.messages import (
     Accepted,
     Add,
     EngineInfo,
+    FromEngine,
     Rejected,
     StartFailed,
     StepOutputs,
@@ -56,6 +57,8 @@ class EngineClient:
         self._status: EngineStatus = "loading"
         self._starts = 0
         self._failed_starts = 0
+        # What the process of now has said or done wrong, if anything.
+        self._failure = ""
         self.stats = StepStats()
         self._has_been_ready = asyncio.Event()
         self.metrics = metrics
@@ -117,23 +120,19 @@ class EngineClient:
         """Run one process to its end; what is to be said about that end."""
         process = await EngineProcess.spawn(self._command, self._options)
         self._process = process
-        failure = ""
+        self._failure = ""
         reason = "The engine died while it held the request; a new one is starting"
         try:
-            async for message in process.messages():
-                if isinstance(message, StartFailed):
-                    failure = message.message
-                else:
-                    self._dispatch(message)
+            await process.listen(self._dispatch)
         except ValueError as error:
-            failure = f"the engine process sent what is no message: {error}"
+            self._failure = f"the engine process sent what is no message: {error}"
         except asyncio.CancelledError:
             reason = "The server is shutting down"
             raise
         finally:
             self._lose_process(reason)
             how = await process.stop()
-        return failure or f"the engine process ended ({how})"
+        return self._failure or f"the engine process ended ({how})"
 
     def _lose_process(self, reason: str) -> None:
         self._process = None
@@ -144,16 +143,24 @@ class EngineClient:
         for sink in sinks.values():
             sink(EngineDeadError(reason))
 
-    def _dispatch(self, message: EngineInfo | Accepted | Rejected | StepOutputs) -> None:
+    def _dispatch(self, message: FromEngine) -> None:
         if isinstance(message, StepOutputs):
             self.stats = message.stats
+            sinks = self._sinks
             for output in message.outputs:
-                last = output.finish_reason is not None or output.error is not None
-                self._deliver(output.request_id, output, last=last)
+                request_id = output.request_id
+                if output.finish_reason is None and output.error is None:
+                    sink = sinks.get(request_id)
+                else:
+                    sink = sinks.pop(request_id, None)
+                if sink is not None:
+                    sink(output)
         elif isinstance(message, Accepted):
             self._deliver(message.request_id, message, last=False)
         elif isinstance(message, Rejected):
             self._deliver(message.request_id, message, last=True)
+        elif isinstance(message, StartFailed):
+            self._failure = message.message
         else:
             self._info = message
             self._status = "ok"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 from uuid import uuid4
+
+import msgspec
 
 from qwell.runtime.errors import EngineDeadError, RequestError
 from qwell.runtime.messages import (
@@ -45,8 +46,7 @@ class ScoredToken(NamedTuple):
     score: TokenLogprob | None
 
 
-@dataclass(frozen=True)
-class Delta:
+class Delta(msgspec.Struct, frozen=True):
     """A piece of the choice `index`: some text, or the reason of its end (and no text).
 
     Attributes:
@@ -109,7 +109,6 @@ class Generation:
     cached_tokens: list[int] = field(init=False)
     _choices: list[_Running] = field(default_factory=list)
     _events: Inbox = field(default_factory=Inbox)
-    _early: deque[tuple[int, EngineEvent]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
         self.cached_tokens = [0] * len(self.jobs)
@@ -141,7 +140,7 @@ class Generation:
         """
         running = len(self._choices)
         while running:
-            index, event = self._early.popleft() if self._early else await self._events.get()
+            index, event = await self._events.get()
             for delta in self._advance(index, event):
                 running -= delta.finish_reason is not None
                 yield delta
@@ -191,6 +190,7 @@ class Generation:
 
     async def _all_accepted(self) -> None:
         missing = len(self._choices)
+        early: list[tuple[int, EngineEvent]] = []
         while missing:
             index, event = await self._events.get()
             if isinstance(event, Accepted):
@@ -201,7 +201,8 @@ class Generation:
             elif isinstance(event, EngineDeadError):
                 raise event
             else:
-                self._early.append((index, event))
+                early.append((index, event))
+        self._events.put_back(early)
 
     def _advance(self, index: int, event: EngineEvent) -> list[Delta]:
         """Take one event of the engine in; what it adds to the answer."""

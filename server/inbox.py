@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from typing import TypeGuard
 
 from qwell.runtime.messages import TokenOutput
@@ -25,19 +26,24 @@ class Inbox:
 
     def __init__(self) -> None:
         self._events: deque[tuple[int, EngineEvent]] = deque()
-        self._arrived = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None
 
     def put(self, index: int, event: EngineEvent) -> None:
         """An event of the choice `index` has come."""
         if len(self._events) < _MOST_APART or not self._joined(index, event):
             self._events.append((index, event))
-            self._arrived.set()
+            if self._waiter is not None and not self._waiter.done():
+                self._waiter.set_result(None)
+
+    def put_back(self, events: Sequence[tuple[int, EngineEvent]]) -> None:
+        """Have these, in their order, come before all that wait."""
+        self._events.extendleft(reversed(events))
 
     async def get(self) -> tuple[int, EngineEvent]:
-        """The next event, once there is one."""
+        """The next event, once there is one. One task may wait at a time."""
         while not self._events:
-            self._arrived.clear()
-            await self._arrived.wait()
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
         return self._events.popleft()
 
     def _joined(self, index: int, event: EngineEvent) -> bool:

@@ -22,6 +22,7 @@ from qwell.server.endpoints.page import ChatPage
 from qwell.server.engine_client import EngineClient
 from qwell.server.engine_process import WORKER_COMMAND
 from qwell.server.errors import StartError
+from qwell.server.http_protocol import HttpProtocol
 from qwell.server.lifecycle import Lifecycle, StopSignals
 from qwell.server.listen import listen
 from qwell.server.metrics import Metrics
@@ -37,7 +38,6 @@ _LAST_READ_S = 2
 # Longer than common clients keep idle connections (5 s and less), so that it is never the
 # server who closes one just as the next request is on its way.
 _KEEP_ALIVE_S = 30
-_MAX_HEADER_BYTES = 32 << 10
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ class _HttpServer(uvicorn.Server):
 def _uvicorn_config(app: ASGIApp, options: ServeOptions) -> uvicorn.Config:
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=HttpProtocol,
         ws="none",
         loop="asyncio",
         lifespan="off",
@@ -144,7 +144,6 @@ def _uvicorn_config(app: ASGIApp, options: ServeOptions) -> uvicorn.Config:
         access_log=False,
         timeout_graceful_shutdown=_LAST_READ_S,
         timeout_keep_alive=_KEEP_ALIVE_S,
-        h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
         ssl_certfile=options.ssl_certfile,
         ssl_keyfile=options.ssl_keyfile,
     )

@@ -82,7 +82,7 @@ class Metrics:
         self.generation_tokens = counter("vllm:generation_tokens", "Tokens generated.")
         ends = Counter(
             "vllm:request_success",
-            "Requests that ended: stop, length, abort (by the client), error (the engine died).",
+            "Requests that ended: stop, length, abort (by the client), error.",
             ["model_name", "finished_reason"],
             registry=registry,
         )
@@ -142,6 +142,8 @@ class Watch:
             metrics.generation_tokens.inc(count)
         if output.finish_reason is not None:
             self._ended(output.finish_reason)
+        elif output.error is not None:
+            metrics.ends["error"].inc()
 
     def _ended(self, reason: EndReason) -> None:
         metrics = self._metrics

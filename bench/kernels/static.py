@@ -17,8 +17,8 @@ from qwell.bench.kernels.compile import Launch, compile_only
 from qwell.bench.kernels.facts_cache import cached_facts
 from qwell.kernels.errors import KernelError
 
-MATRIX = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
-"""Architectures that every kernel must compile for; between them all instruction sets."""
+MATRIX = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950")
+"""Architectures that every kernel must compile for: all that a launch table has rows for."""
 
 LEAST_WIDE_SHARE = 0.9
 

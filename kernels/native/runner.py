@@ -88,6 +88,8 @@ class Replay:
         self._recording = recording
         self._forward = forward  # has the tensors whose addresses are on the tape
         self.result = result
+        # A view takes torch longer than all of the rest here.
+        self._views: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
         """Number of ops."""
@@ -99,7 +101,14 @@ class Replay:
         They are valid until the next call.
         """
         self._recording.tape.replay(self._isa, self._pool, tokens, logits)
-        return self.result[:logits]
+        return self.first(logits)
+
+    def first(self, logits: int) -> Tensor:
+        """So many rows of the result: always the same tensor."""
+        view = self._views.get(logits)
+        if view is None:
+            view = self._views[logits] = self.result[:logits]
+        return view
 
 
 class Runner:

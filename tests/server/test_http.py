@@ -122,6 +122,38 @@ def test_headers_have_a_limit(server: ServerProcess) -> None:
     assert server.health() == (200, "ok")
 
 
+CHUNKED = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"GET /",
+        b"GET /health HTTP/1.1\r\nX-Endless: ",
+        CHUNKED + b"Content-Type: application/json\r\n\r\n0\r\nX-Endless: ",
+        CHUNKED + b"Content-Type: application/json\r\n\r\n1;endless=",
+    ],
+    ids=["path", "header", "trailer", "chunk extension"],
+)
+def test_nothing_that_precedes_or_follows_a_body_is_endless(
+    server: ServerProcess, start: bytes
+) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as raw:
+        try:
+            raw.sendall(start)
+            for _ in range(100):
+                raw.sendall(b"x" * 16_384)
+            raw.shutdown(socket.SHUT_WR)
+            answer = raw.recv(100)
+        except ConnectionError:
+            pass  # closed while the rest was still on its way
+        else:
+            assert answer.startswith(b"HTTP/1.1 400 ")
+
+    assert server.health() == (200, "ok")
+
+
 def test_a_connection_lives_on_after_errors(server: ServerProcess) -> None:
     connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=PATIENCE_S)
     headers = {"Content-Type": "application/json"}

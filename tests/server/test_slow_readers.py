@@ -100,13 +100,15 @@ def test_what_waits_is_joined_in_order() -> None:
         for index in range(choices):
             inbox.put(index, TokenOutput(str(index), [number], None, 0, score if index else None))
     for index in range(choices):
+        inbox.put(index, TokenOutput(str(index), [], error="no token is left"))
         inbox.put(index, TokenOutput(str(index), [2000], "stop"))
     events = asyncio.run(drained(inbox))
 
     assert len(events) < 64 + choices * (2000 // 256 + 3)
     for index in range(choices):
-        first, *outputs, last = [event for place, event in events if place == index]
+        first, *outputs, error, last = [event for place, event in events if place == index]
         assert first == Accepted(str(index))
+        assert error == TokenOutput(str(index), [], error="no token is left")
         assert last == TokenOutput(str(index), [2000], "stop")
         assert [token for output in outputs for token in output.token_ids] == [*range(2000)]
         if index:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,9 @@ from token_model import token_model
 from torch import Tensor
 
 from qwell.kernels.reference.sample import sample as reference_sample
+from qwell.runtime.batch import Batch
+from qwell.runtime.constraint import Bits, Constraint
+from qwell.runtime.constraints import Constraints
 from qwell.runtime.engine import Engine
 from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.sampling_params import SamplingParams
@@ -112,6 +116,32 @@ def test_tokens_do_not_depend_on_what_runs_beside() -> None:
     beside = replace(params, seed=9, thinking=thinking(7))
     for overlap in (False, True):
         assert generate(params, overlap=overlap, beside=beside) == generate(params)
+
+
+def test_masks_are_made_while_the_model_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = threading.Event()
+    fill = Constraints._fill
+
+    def noted(constraints: Constraints, of: Sequence[Constraint]) -> Bits:
+        bits = fill(constraints, of)
+        made.set()
+        return bits
+
+    monkeypatch.setattr(Constraints, "_fill", noted)
+    engine = Engine(token_model(16), EngineOptions(model="", eager=True))
+    forward = engine.forward
+
+    def patient(batch: Batch) -> Tensor:
+        assert made.wait(10), "no mask is made while the model computes"
+        return forward(batch)
+
+    engine.forward = patient
+    engine.add("it", [5, 3, OPEN], SamplingParams(max_tokens=3, thinking=thinking(0)))
+    assert [output.token_ids for _ in range(3) for output in engine.step()] == [
+        [BREAK],
+        [CLOSE],
+        [BREAK],
+    ]
 
 
 def test_banned_closing_ids_end_the_request_with_an_error() -> None:

@@ -21,6 +21,7 @@ from qwell.bench.gpu.calls import Calls, Step, prefill
 from qwell.bench.gpu.parity import REFERENCE
 from qwell.bench.kernels.compile import compile_only
 from qwell.bench.kernels.models import Model
+from qwell.bench.kernels.static import MATRIX
 from qwell.bench.tune.report import table
 from qwell.bench.tune.space import Load, Space
 from qwell.bench.tune.tables import SPACES
@@ -36,7 +37,7 @@ CPU = torch.device("cpu")
 NO_GPU = "needs a GPU, and torch finds none\n"
 TINY = Model("tiny", hidden=64, heads=4, kv_heads=2, head_dim=16, mlp=96, vocabulary=512)
 EVERY = tuple(space for spaces in SPACES.values() for space in spaces)
-ARCHS = ("sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950")
+ARCHS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950")
 FILE = """{
  "ROWS": {
   "default": [
@@ -141,6 +142,10 @@ def refusals(tuned: Tuned) -> dict[tuple[int, int], str]:
         for trial in tuned.trials
         if trial.refusal is not None
     }
+
+
+def test_the_static_report_compiles_for_every_architecture_that_has_rows() -> None:
+    assert {arch for space in EVERY for arch in space.table} == {"default", *MATRIX} - {"sm_80"}
 
 
 def test_the_fastest_row_is_written_and_serves(bench: Bench) -> None:
