@@ -154,16 +154,20 @@ def test_chat(
 
 
 CALL = '{"name": "clock", "arguments": {"zone": "Köln 👍"}}'
+WHOLE_CALL = f"<tool_call>\n{CALL}\n</tool_call>\n"
 TAGS = ("<tool_call>", "</tool_call>", "<think>", "</think>", CALL)
+answers = st.tuples(
+    st.sampled_from(["<think>\nHm 你.\n</think>\n\n", "<think>", ""]),
+    texts,
+    st.lists(st.sampled_from([WHOLE_CALL, *TAGS]) | st.just(WHOLE_CALL), max_size=3).map("".join),
+    st.just("") | texts,
+).map("".join)
 
 
 @st.composite
 def scripts_with_tags(draw: st.DrawFn) -> str:
     """Answers with thoughts and calls, whole, broken or none."""
-    whole = f"<tool_call>{CALL}</tool_call>"
-    pieces = draw(st.lists(st.sampled_from([*TAGS, whole, whole + whole]) | texts))
-    text = "\n".join(pieces)[: draw(st.sampled_from([20, 400]))]
-    return cut_script(draw, list(text.encode()))
+    return cut_script(draw, list(draw(answers).encode()))
 
 
 @pytest.fixture(scope="module")
@@ -172,15 +176,19 @@ def thinker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]
         yield running
 
 
-@given(script=scripts_with_tags(), stop=st.sampled_from([None, "</", "x"]))
+@given(
+    script=scripts_with_tags(),
+    stop=st.none() | st.sampled_from(["</", "\n"]),
+    max_tokens=st.just(600) | st.integers(1, 200),
+)
 def test_chat_with_thoughts_and_calls(
-    thinker: ServerProcess, script: str, stop: str | None
+    thinker: ServerProcess, script: str, stop: str | None, max_tokens: int
 ) -> None:
     body = {
         "model": "m",
         "messages": [{"role": "user", "content": script}],
         "tools": [{"type": "function", "function": {"name": "clock"}}],
-        "max_tokens": 600,
+        "max_tokens": max_tokens,
         "stop": stop,
     }
 
