@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 bin := $(VENV)/bin
 native := CMakeLists.txt $(wildcard kernels/native/*.cpp kernels/native/*.h kernels/native/simd/*.h)
 
-.PHONY: demo test emulated lint clean
+.PHONY: demo test fuzz emulated clients clients-small lint clean
 
 demo: $(VENV)/.runs  ## serve the demo model on 127.0.0.1:8000
 	$(bin)/qwell serve
@@ -14,8 +14,17 @@ demo: $(VENV)/.runs  ## serve the demo model on 127.0.0.1:8000
 test: $(VENV)/.tests  ## run all tests
 	$(bin)/pytest -n 2 --dist loadfile
 
+fuzz: $(VENV)/.tests  ## 20,000 spoilt requests, others each time
+	QWELL_FUZZ_REQUESTS=20000 $(bin)/pytest -s --timeout 3600 tests/server/test_fuzz.py
+
 emulated: $(VENV)/.tests  ## the C++ tests on processors that this machine is not
 	$(bin)/pytest -n 2 --dist loadfile tests/emulated
+
+clients: $(VENV)/.tests  ## the programs that people use with OpenAI's API, each in its own environment
+	$(bin)/pytest tests/clients --timeout 1200
+
+clients-small: $(VENV)/.tests  ## all but those that take long to install
+	$(bin)/pytest tests/clients --timeout 1200 -m "not large_install"
 
 lint: $(VENV)/.tests  ## style, types, direction of imports
 	$(bin)/ruff check .

@@ -140,10 +140,10 @@ def describe(ops: Ops | FusedOps) -> dict[str, str]:
     return {op.name: _origin(getattr(ops, op.name)) for op in fields(ops)}
 
 
-def is_native(ops: Ops) -> bool:
-    """Whether a forward pass over these ops is native alone, and so can be recorded."""
+def is_native(ops: Ops, names: Collection[str] = FORWARD_OP_NAMES) -> bool:
+    """Whether what runs over the named ops is native alone, and so can be recorded."""
     families = describe(ops)
-    return all(families[op] == _NATIVE.family for op in FORWARD_OP_NAMES)
+    return all(families[op] == _NATIVE.family for op in names)
 
 
 def wants_transposed_keys(ops: Ops) -> bool:

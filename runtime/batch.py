@@ -41,6 +41,127 @@ class Batch:
     extent: Extent
 
 
+@dataclass
+class Layout:
+    """A step's tokens as lists on the host: what a Batch of them holds.
+
+    Attributes:
+        input_ids, positions, slot_mapping, cu_seqlens_q, seq_lens, logit_rows: as in Batch.
+        block_lists: the blocks that each sequence needs, in its order.
+        num_decodes: leading sequences of one token.
+        max_query_len: most tokens of a sequence in this step.
+        scores_prompts: some rows of logits are for the log-probabilities of prompt tokens.
+    """
+
+    input_ids: IdColumn
+    positions: list[int]
+    slot_mapping: list[int]
+    block_lists: list[list[int]]
+    cu_seqlens_q: list[int]
+    seq_lens: list[int]
+    logit_rows: list[int]
+    num_decodes: int
+    max_query_len: int
+    scores_prompts: bool
+
+    def to_device(self, device: torch.device) -> Batch:
+        """The same as tensors, block lists padded to a table; one copy, without a wait."""
+        width = max(map(len, self.block_lists))
+        table: list[int] = []
+        for blocks in self.block_lists:
+            table += blocks
+            table += [0] * (width - len(blocks))
+        known_ids, sources, *columns = to_device(
+            (
+                self.input_ids.ids,
+                self.input_ids.sources,
+                self.positions,
+                self.slot_mapping,
+                table,
+                self.cu_seqlens_q,
+                self.seq_lens,
+                self.logit_rows,
+            ),
+            torch.int32,
+            device,
+        )
+        return Batch(
+            input_ids=self.input_ids.complete(known_ids, sources),
+            positions=columns[0],
+            slot_mapping=columns[1],
+            block_table=columns[2].view(len(self.block_lists), width),
+            cu_seqlens_q=columns[3],
+            seq_lens=columns[4],
+            logit_rows=columns[5],
+            extent=Extent(
+                num_decodes=self.num_decodes,
+                max_query_len=self.max_query_len,
+                max_seq_len=max(self.seq_lens),
+            ),
+        )
+
+
+def lay_out(
+    chunks: Sequence[Chunk],
+    block_size: int,
+    *,
+    sampled: SampledIds | None = None,
+    all_logits: bool = False,
+) -> Layout:
+    """The scheduled chunks, those of one token first, as one step computes them.
+
+    Logits are wanted for the last token of every chunk that completes its sequence and for the
+    guesses that follow it, and for every token of one that scores its prompt; with `all_logits`
+    for every token. Ids that a step in flight has `sampled` are taken from there.
+    """
+    input_ids = IdColumn(sampled)
+    positions: list[int] = []
+    slots: list[int] = []
+    block_lists: list[list[int]] = []
+    starts = [0]
+    seq_lens: list[int] = []
+    logit_rows: list[int] = []
+    num_decodes = max_query_len = row = 0
+    scores_prompts = False
+    for chunk in chunks:
+        sequence, start, stop = chunk.sequence, chunk.start, chunk.stop
+        blocks = sequence.blocks
+        input_ids.extend(sequence.token_ids[start : chunk.end])
+        if chunk.end > len(sequence.token_ids):
+            input_ids.append_in_flight(sequence)
+        input_ids.extend(chunk.draft_ids)
+        for position in range(start, stop):
+            positions.append(position)
+            slots.append(blocks[position // block_size] * block_size + position % block_size)
+        # It may have blocks already for tokens of later steps.
+        block_lists.append(blocks[: -(-stop // block_size)])
+        seq_lens.append(stop)
+        length = stop - start
+        if length > max_query_len:
+            max_query_len = length
+        if max_query_len == 1:
+            num_decodes += 1
+        row += length
+        starts.append(row)
+        if all_logits or chunk.scored:
+            wanted, scores_prompts = length, True
+        else:
+            wanted = chunk.num_drawn
+        logit_rows += range(row - wanted, row)
+    return Layout(
+        input_ids,
+        positions,
+        slots,
+        block_lists,
+        starts,
+        seq_lens,
+        logit_rows,
+        num_decodes,
+        max_query_len,
+        scores_prompts,
+    )
+
+
 def build_batch(
     chunks: Sequence[Chunk],
     block_size: int,
@@ -49,67 +170,5 @@ def build_batch(
     sampled: SampledIds | None = None,
     all_logits: bool = False,
 ) -> Batch:
-    """The batch of the scheduled chunks.
-
-    Logits are wanted for the last token of every chunk that completes its sequence and for the
-    guesses that follow it, and for every token of one that scores its prompt; with `all_logits`
-    for every token. Ids that a step
-    in flight has `sampled` are taken from there.
-    """
-    input_ids = IdColumn(sampled)
-    positions: list[int] = []
-    slots: list[int] = []
-    starts = [0]
-    logit_rows: list[int] = []
-    for chunk in chunks:
-        blocks = chunk.sequence.blocks
-        input_ids.extend(chunk.sequence.token_ids[chunk.start : chunk.end])
-        if chunk.end > len(chunk.sequence.token_ids):
-            input_ids.append_in_flight(chunk.sequence)
-        input_ids.extend(chunk.draft_ids)
-        positions += range(chunk.start, chunk.stop)
-        slots += (
-            blocks[position // block_size] * block_size + position % block_size
-            for position in range(chunk.start, chunk.stop)
-        )
-        starts.append(len(input_ids.ids))
-        if all_logits or chunk.scored:
-            logit_rows += range(starts[-2], starts[-1])
-        else:
-            logit_rows += range(starts[-1] - chunk.num_drawn, starts[-1])
-    lengths = [chunk.stop - chunk.start for chunk in chunks]
-    # A sequence may have blocks already for tokens of later steps.
-    needed = [-(-chunk.stop // block_size) for chunk in chunks]
-    width = max(needed)
-    table: list[int] = []
-    for chunk, count in zip(chunks, needed, strict=True):
-        table += chunk.sequence.blocks[:count] + [0] * (width - count)
-    seq_lens = [chunk.stop for chunk in chunks]
-    known_ids, sources, *columns = to_device(
-        (
-            input_ids.ids,
-            input_ids.sources,
-            positions,
-            slots,
-            table,
-            starts,
-            seq_lens,
-            logit_rows,
-        ),
-        torch.int32,
-        device,
-    )
-    return Batch(
-        input_ids=input_ids.complete(known_ids, sources),
-        positions=columns[0],
-        slot_mapping=columns[1],
-        block_table=columns[2].view(len(chunks), width),
-        cu_seqlens_q=columns[3],
-        seq_lens=columns[4],
-        logit_rows=columns[5],
-        extent=Extent(
-            num_decodes=next((i for i, n in enumerate(lengths) if n > 1), len(lengths)),
-            max_query_len=max(lengths),
-            max_seq_len=max(seq_lens),
-        ),
-    )
+    """As `lay_out`, on `device`."""
+    return lay_out(chunks, block_size, sampled=sampled, all_logits=all_logits).to_device(device)

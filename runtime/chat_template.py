@@ -51,9 +51,11 @@ class ChatTemplate(Protocol):
 
     Attributes:
         variables: names that the template reads, such as `messages` and `enable_thinking`.
+        source: its text, "" where the format is built in.
     """
 
     variables: frozenset[str]
+    source: str
 
     def encode(
         self,
@@ -114,6 +116,7 @@ class JinjaChatTemplate:
         """
         environment = _environment()
         tree = environment.parse(source)
+        self.source = source
         self.variables = frozenset(meta.find_undeclared_variables(tree))
         self._template = bounded_template(environment, tree)
         self._special_tokens = dict(special_tokens or {})

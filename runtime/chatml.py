@@ -24,6 +24,7 @@ class FirstGenerationChat:
     """
 
     variables = frozenset({"messages"})
+    source = ""
 
     def encode(
         self,

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import torch
 
-from qwell.runtime.batch import build_batch
+from qwell.runtime.batch import lay_out
 from qwell.runtime.block_pool import BlockPool
 from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.errors import EngineStartError
@@ -46,7 +46,6 @@ class DraftModel:
     def __init__(self, model: LoadedModel, options: EngineOptions, vocab_size: int) -> None:
         """Of a model that runs with `options`; it guesses ids below `vocab_size`."""
         self._forward = Forward(model, options)
-        self._device = model.device
         self._max_len = model.max_model_len
         self._vocab_size = vocab_size
         self._max_batch_tokens = options.max_batch_tokens
@@ -60,8 +59,8 @@ class DraftModel:
         chunks = self._catch_up(wanted)
         while chunks:
             ready = [(original, chunk) for original, chunk in chunks.items() if chunk.completes]
-            batch = build_batch(list(chunks.values()), BLOCK_SIZE, self._device)
-            ids = self._forward(batch)[:, : self._vocab_size].argmax(dim=-1).tolist()
+            layout = lay_out(list(chunks.values()), BLOCK_SIZE)
+            ids = self._forward(layout)[:, : self._vocab_size].argmax(dim=-1).tolist()
             for chunk in chunks.values():
                 chunk.sequence.num_computed = chunk.end
             chunks = {}

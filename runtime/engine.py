@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from qwell.runtime.batch import build_batch
+from qwell.runtime.batch import build_batch, lay_out
 from qwell.runtime.block_pool import BlockPool
+from qwell.runtime.constraint import Constraint
+from qwell.runtime.constraints import Constraints
 from qwell.runtime.draft_model import load_draft_model
 from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.errors import RequestError
@@ -28,7 +30,7 @@ from qwell.runtime.messages import EngineInfo, FinishReason, StepStats, TokenOut
 from qwell.runtime.precision import dtype_name
 from qwell.runtime.prompt_lookup import PromptLookups
 from qwell.runtime.sampled_ids import SampledIds
-from qwell.runtime.sampler import sample_next
+from qwell.runtime.sampler import Sampler
 from qwell.runtime.sampling_params import (
     SamplingParams,
     check_some_id_is_left,
@@ -39,10 +41,14 @@ from qwell.runtime.sequence import Chunk, Sequence
 from qwell.runtime.speculation import Drafter, Speculator, kept_ids
 from qwell.runtime.step_budget import StepBudget
 from qwell.runtime.step_clock import StepClock
-from qwell.runtime.step_logprobs import SampledScores, completing_rows, score_prompts
+from qwell.runtime.step_logprobs import SampledScores, Scores, completing_rows, score_prompts
 
 if TYPE_CHECKING:
     from qwell.runtime.prefix_file import PrefixFile
+
+
+# An abort takes effect this late while nothing runs but grammars are compiled.
+_COMPILE_WAIT_S = 0.01
 
 
 class Engine:
@@ -53,6 +59,7 @@ class Engine:
         forward: computes the steps. Calling it reads and writes the cache blocks that the batch
             names, whoever holds them: for measurements of an engine that runs no requests and
             keeps no prefixes.
+        sampler: draws from the logits of a step.
     """
 
     def __init__(
@@ -96,6 +103,8 @@ class Engine:
             else None
         )
         self.forward = Forward(model, options)
+        self._constraints = Constraints(Path(options.model), model.config.vocab_size)
+        self.sampler = Sampler(model.decoder.ops, self.forward.draw)
         self._sequences: dict[str, Sequence] = {}
         # Requests for no tokens at all: done, but reported by a step like every other.
         self._done: list[TokenOutput] = []
@@ -144,7 +153,12 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything: compute, or bring tokens that are in flight."""
-        return bool(self._done) or self._in_flight is not None or self._scheduler.has_work
+        return (
+            bool(self._done)
+            or self._in_flight is not None
+            or self._scheduler.has_work
+            or self._constraints.num_waiting > 0
+        )
 
     @property
     def stats(self) -> StepStats:
@@ -192,7 +206,8 @@ class Engine:
         Raises:
             RequestError: an empty prompt, an id outside the vocabulary, more tokens than the
                 context holds (code "context_length_exceeded"), bans that leave no id, or too many
-                requests that wait (code "queue_full").
+                requests that wait (code "queue_full"). A grammar that is none ends its request
+                later, with an `error`: see `check_grammar`.
         """
         if request_id in self._sequences:
             raise RequestError(f"the request id {request_id!r} is in use")
@@ -203,7 +218,8 @@ class Engine:
         if params.max_tokens == 0 and not scores_prompt:
             self._done.append(TokenOutput(request_id, [], "length"))
             return
-        if self._max_queue is not None and self._scheduler.num_queued >= self._max_queue:
+        num_queued = self._scheduler.num_queued + self._constraints.num_waiting
+        if self._max_queue is not None and num_queued >= self._max_queue:
             raise RequestError(
                 f"{self._max_queue} requests wait already, which is the most allowed; try later",
                 code="queue_full",
@@ -221,7 +237,8 @@ class Engine:
         )
         check_some_id_is_left(params, sequence.late_ids)
         self._sequences[request_id] = sequence
-        self._scheduler.add(sequence)
+        if self._constraints.add(sequence):
+            self._scheduler.add(sequence)
 
     def close(self) -> None:
         """Abort all requests, and keep the prefixes of the cache where the options say so."""
@@ -229,6 +246,7 @@ class Engine:
             self.abort(request_id)
         if self._prefix_file is not None:
             self._prefix_file.save(self._pool, self.model.cache)
+        self._constraints.close()
 
     def abort(self, request_id: str) -> None:
         """Forget a request; its blocks are free at once. Unknown ids are ignored."""
@@ -241,6 +259,8 @@ class Engine:
     def step(self) -> list[TokenOutput]:
         """Launch one batch; the new tokens of this one, or with overlap of the one before."""
         self._clock.start()
+        if self._constraints.num_waiting:
+            self._admit_compiled()
         outputs, self._done = self._done, []
         more_tokens = self._more_tokens
         ready = self._launch()
@@ -287,12 +307,17 @@ class Engine:
         self._more_tokens = sum(size for size in sizes if size > 1) + drafted
         if not chunks:
             return None
-        batch = build_batch(chunks, BLOCK_SIZE, self.model.device, sampled=self._in_flight)
+        layout = lay_out(chunks, BLOCK_SIZE, sampled=self._in_flight)
         ops = self.model.decoder.ops
+        masks = self._constraints.masks(
+            [chunk.sequence for chunk in chunks for _ in range(chunk.num_drawn)]
+        )
         self._clock.ended("schedule")
-        logits = self.forward(batch)
-        prompt_scores = score_prompts(ops, logits, chunks)
-        logits = completing_rows(logits, chunks)
+        logits = self.forward(layout)
+        prompt_scores: Scores = dict
+        if layout.scores_prompts:
+            prompt_scores = score_prompts(ops, logits, chunks)
+            logits = completing_rows(logits, chunks)
         self._clock.ended("forward")
         self._scheduler.computed(chunks)
         ending = [chunk for chunk in chunks if chunk.completes]
@@ -306,7 +331,8 @@ class Engine:
                 for ahead in range(chunk.num_drawn)
             ]
         sampled_scores = SampledScores(logits, rows)
-        ids = sample_next(ops, logits, rows, self._in_flight, places)
+        stuck = {} if masks is None else masks.apply(logits)
+        ids = self.sampler.next_ids(logits, rows, self._in_flight, places)
         scores = sampled_scores.of(ops, ids)
         self._clock.ended("sample")
         for sequence in sequences:
@@ -314,6 +340,8 @@ class Engine:
             if sequence.num_generated >= sequence.params.max_tokens:
                 # This end is known before the id: the sequence is in no later step.
                 self._scheduler.remove(sequence)
+        for row, constraint in stuck.items():
+            self._end_stuck(rows[row], constraint)
         drafts = [chunk.draft_ids for chunk in ending]
         return SampledIds(sequences, ids, drafts, scores, prompt_scores)
 
@@ -376,9 +404,28 @@ class Engine:
             reason = self._finish_reason(sequence)
         return taken, reason
 
+    def _admit_compiled(self) -> None:
+        """Queue sequences whose grammars are compiled; wait for one if there is nothing else."""
+        idle = not (self._done or self._in_flight or self._scheduler.has_work)
+        for sequence, error in self._constraints.ready(_COMPILE_WAIT_S if idle else 0.0):
+            if error:
+                self._forget(sequence)
+                self._done.append(TokenOutput(sequence.request_id, [], error=error))
+            else:
+                self._scheduler.add(sequence)
+
+    def _end_stuck(self, sequence: Sequence, constraint: Constraint) -> None:
+        """End a request for which no id was left: what was drawn instead is nobody's."""
+        self._forget(sequence)
+        output = TokenOutput(sequence.request_id, [], error=constraint.problem)
+        if constraint.is_complete:
+            output = TokenOutput(sequence.request_id, [], "stop")
+        self._done.append(output)
+
     def _forget(self, sequence: Sequence) -> None:
         """A request has ended or is aborted."""
         del self._sequences[sequence.request_id]
+        self._constraints.forget(sequence)
         self._scheduler.remove(sequence)
         if self._speculator is not None:
             self._speculator.forget(sequence)
@@ -406,8 +453,9 @@ class Engine:
         total, limit = len(prompt_ids) + max_tokens, self.model.max_model_len
         if total > limit:
             raise RequestError(
-                f"this model's context is {limit} tokens, but {total} were asked for "
-                f"({len(prompt_ids)} in the prompt, {max_tokens} for the completion)",
+                # Clients that see no code know it by the first words.
+                f"this model's maximum context length is {limit} tokens, but {total} were asked "
+                f"for ({len(prompt_ids)} in the prompt, {max_tokens} for the completion)",
                 param="max_tokens" if len(prompt_ids) < limit else "prompt",
                 code="context_length_exceeded",
             )

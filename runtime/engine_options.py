@@ -34,6 +34,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
             together, in (0, 1].
         threads: threads that compute on a CPU; None is a thread for each physical core that
             this process may run on, and no more than its control group has time for.
+        isa: instruction set of the kernels on a CPU, as the log names them ("avx2"); None is the
+            best that the machine runs.
         eager: run every step op by op; otherwise decode steps on GPUs, and all steps on CPUs, are
             captured and replayed.
         batch_invariant: compute every token with the same bits whatever else is in its batch; on
@@ -43,7 +45,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
         max_queue: most requests that wait for others to end; more are refused. None is no limit.
         target_itl_ms: longest that a step should take, in milliseconds, while a prompt is computed
             beside sequences that decode. None is twice what it takes without prompts, but at
-            least 50.
+            least 100.
         prefix_cache: keep the blocks of ended requests while there is room, for later ones that
             begin with the same tokens.
         kernels: family that serves an op instead of the chosen one, by op name: {"linear":
@@ -67,6 +69,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache_tokens: int | None = None
     gpu_memory_utilization: float = 0.9
     threads: int | None = None
+    isa: str | None = None
     eager: bool = False
     kernels: Mapping[str, str] = {}
     batch_invariant: bool = True

@@ -17,6 +17,8 @@ from qwell.runtime.checkpoint.generation_config import load_generation_defaults
 from qwell.runtime.checkpoint.resolve import resolve_model
 from qwell.runtime.engine import Engine
 from qwell.runtime.engine_options import CacheDType, Device, DType, EngineOptions, Weights
+from qwell.runtime.errors import RequestError
+from qwell.runtime.grammar import check_grammar
 from qwell.runtime.messages import EngineInfo, FinishReason, TokenLogprob, TokenOutput
 from qwell.runtime.progress import Progress
 from qwell.runtime.sampling_params import SamplingParams
@@ -50,8 +52,8 @@ class LLM:
     Args:
         model: folder or id of a checkpoint; None is the demo model.
         device, dtype, weights, weight_cache, kv_cache_dtype, max_model_len,
-            kv_cache_tokens, prefix_cache, speculation, gpu_memory_utilization, threads, eager,
-            max_batch_tokens, max_num_seqs: see `EngineOptions`.
+            kv_cache_tokens, prefix_cache, speculation, gpu_memory_utilization, threads, isa,
+            eager, max_batch_tokens, max_num_seqs: see `EngineOptions`.
         draft_model: folder or id of a smaller checkpoint that guesses tokens ahead.
         kernels: what replaces the chosen implementation of an op, by op name: a callable, or the
             name of a family ("reference", "native", "triton").
@@ -76,6 +78,7 @@ class LLM:
         draft_model: str | Path | None = None,
         gpu_memory_utilization: float = 0.9,
         threads: int | None = None,
+        isa: str | None = None,
         eager: bool = False,
         max_batch_tokens: int = 512,
         max_num_seqs: int = 64,
@@ -95,6 +98,7 @@ class LLM:
             draft_model=None if draft_model is None else str(resolve_model(str(draft_model))),
             gpu_memory_utilization=gpu_memory_utilization,
             threads=threads,
+            isa=isa,
             eager=eager,
             max_batch_tokens=max_batch_tokens,
             max_num_seqs=max_num_seqs,
@@ -154,11 +158,14 @@ class LLM:
             progress: say on stderr how far it is, tokens a second and the time that is left.
 
         Raises:
-            RequestError: a prompt that cannot be served; none of them is generated then.
+            RequestError: a prompt or a grammar that cannot be served; none of them is generated
+                then. Or a grammar whose next token is banned, or takes too much to find.
         """
         if isinstance(prompts, str):
             raise TypeError("prompts must be a list; for one prompt pass [prompt]")
         params = self.default_params() if params is None else params
+        if params.grammar is not None:
+            check_grammar(params.grammar)
         running: dict[str, _Running] = {}
         try:
             for index, prompt in enumerate(prompts):
@@ -198,6 +205,8 @@ class LLM:
         while any(request.reason is None for request in running.values()):
             for output in self._engine.step():
                 request = running[output.request_id]
+                if output.error is not None:
+                    raise RequestError(f"prompt {output.request_id}: {output.error}")
                 before = request.share(max_tokens)
                 piece = request.take(output)
                 request.reason = output.finish_reason

@@ -100,7 +100,7 @@ def load_model(
             from qwell.kernels.triton.launch import check_gpu
 
             check_gpu(device)
-        runner = start_runner(options.threads) if device.type == "cpu" else None
+        runner = start_runner(options.threads, options.isa) if device.type == "cpu" else None
         packed = precision.weights is not None
         ops = build_ops(device, dtype, overrides, options.batch_invariant, runner, packed)
         fused = None if options.batch_invariant else build_fused_ops(device, dtype, overrides)
@@ -146,14 +146,17 @@ def load_model(
     )
 
 
-def start_runner(threads: int | None) -> Runner:
-    """Threads for native ops, as many as this process may use unless told; torch gets as many."""
+def start_runner(threads: int | None, isa: str | None = None) -> Runner:
+    """Threads for native ops, as many as this process may use unless told; torch gets as many.
+
+    Raises KernelError for an instruction set that this machine does not run.
+    """
     # Imported here: GPUs need no native code, and a checkout that is not built has none.
     from qwell.kernels import _native
-    from qwell.kernels.native.runner import Runner
+    from qwell.kernels.native.runner import Runner, choose_isa
 
     cores = count_cores()
-    runner = Runner(threads or cores.threads)
+    runner = Runner(threads or cores.threads, choose_isa(isa))
     torch.set_num_threads(runner.threads)
     log.info("threads: %d of %d cores (%s)", runner.threads, cores.physical, runner.isa)
     missing = _native.missing_for_avx2()

@@ -80,14 +80,21 @@ class Logprobs(msgspec.Struct, array_like=True, frozen=True):
             TokenLogprob(logprob, likely[i * k : i * k + k]) for i, logprob in enumerate(chosen)
         ]
 
+    def then(self, later: Logprobs) -> Logprobs:
+        """These, and those of the tokens that follow, with as many likely ids each."""
+        return Logprobs(
+            self.chosen + later.chosen, self.top_ids + later.top_ids, self.top + later.top
+        )
+
 
 class TokenOutput(msgspec.Struct, frozen=True):
-    """New tokens of one request. With a `finish_reason` nothing more follows.
+    """New tokens of one request. With a `finish_reason` or an `error` nothing more follows.
 
     An end-of-sequence id that ended the request is the last of `token_ids`. `cached_tokens` counts
     the prompt tokens that were found in the prefix cache; it comes with the first token. Requests
     that ask get `logprobs` of these tokens, and `prompt_logprobs` of the prompt's tokens but the
-    first: piece by piece, in order, the last no later than the first new token.
+    first: piece by piece, in order, the last no later than the first new token. `error` says why
+    a request cannot go on: its grammar and its bans leave no token, or it takes too much.
     """
 
     request_id: str
@@ -96,6 +103,7 @@ class TokenOutput(msgspec.Struct, frozen=True):
     cached_tokens: int = 0
     logprobs: Logprobs | None = None
     prompt_logprobs: Logprobs | None = None
+    error: str | None = None
 
 
 class StepStats(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from qwell.kernels.ops import Extent
-from qwell.runtime.batch import Batch
+from qwell.runtime.batch import Batch, Layout
 from qwell.runtime.decode_graphs import Decoder
 from qwell.runtime.kv_cache import KVCache, blocks_for
 
@@ -28,7 +28,11 @@ Column = npt.NDArray[np.int32]
 
 
 class RecordedForward:
-    """Replays steps of up to so many tokens, sequences and rows of logits."""
+    """Replays steps of up to so many tokens, sequences and rows of logits.
+
+    Attributes:
+        replay: what is run; its result are the logits, fp32 [most rows, V].
+    """
 
     def __init__(
         self,
@@ -68,35 +72,35 @@ class RecordedForward:
             logit_rows=torch.from_numpy(self._logit_rows),
             extent=Extent(num_decodes=0, max_query_len=max_tokens, max_seq_len=max_model_len),
         )
-        self._replay = runner.record(
+        self.replay = runner.record(
             lambda: decoder.forward(batch, cache), batch.input_ids, batch.logit_rows
         )
-        log.info("recorded the forward pass: %d ops", len(self._replay))
+        log.info("recorded the forward pass: %d ops", len(self.replay))
 
-    def serves(self, batch: Batch) -> bool:
-        """Whether `run` takes this batch: it has no more of anything than was recorded."""
-        seqs, blocks = batch.block_table.shape
+    def serves(self, layout: Layout) -> bool:
+        """Whether `run` takes this step: it has no more of anything than was recorded."""
         return (
-            len(batch.input_ids) <= len(self._input_ids)
-            and seqs <= len(self._block_table)
-            and blocks <= self._block_table.shape[1]
-            and len(batch.logit_rows) <= len(self._logit_rows)
+            len(layout.positions) <= len(self._positions)
+            and len(layout.seq_lens) <= len(self._seq_lens)
+            and len(layout.logit_rows) <= len(self._logit_rows)
+            and max(map(len, layout.block_lists)) <= self._block_table.shape[1]
         )
 
-    def run(self, batch: Batch) -> Tensor:
-        """Logits [R, V] of a batch that `serves` accepts; valid until the next run."""
-        tokens, rows = len(batch.input_ids), len(batch.logit_rows)
-        seqs, blocks = batch.block_table.shape
+    def run(self, layout: Layout) -> Tensor:
+        """Logits [R, V] of a step that `serves` accepts; valid until the next run."""
+        tokens, seqs = len(layout.positions), len(layout.seq_lens)
+        rows = len(layout.logit_rows)
         # Entries beyond are of older steps. No op looks at more rows than it is told, and attention
         # at no sequences after those whose rows, in cu_seqlens_q, come to the number of tokens.
-        self._input_ids[:tokens] = batch.input_ids.numpy()
-        self._positions[:tokens] = batch.positions.numpy()
-        self._slot_mapping[:tokens] = batch.slot_mapping.numpy()
-        self._block_table[:seqs, :blocks] = batch.block_table.numpy()
-        self._seq_lens[:seqs] = batch.seq_lens.numpy()
-        self._logit_rows[:rows] = batch.logit_rows.numpy()
-        self._cu_seqlens_q[: seqs + 1] = batch.cu_seqlens_q.numpy()
-        return self._replay(tokens, rows)
+        self._input_ids[:tokens] = layout.input_ids.wait()
+        self._positions[:tokens] = layout.positions
+        self._slot_mapping[:tokens] = layout.slot_mapping
+        for seq, blocks in enumerate(layout.block_lists):
+            self._block_table[seq, : len(blocks)] = blocks
+        self._seq_lens[:seqs] = layout.seq_lens
+        self._logit_rows[:rows] = layout.logit_rows
+        self._cu_seqlens_q[: seqs + 1] = layout.cu_seqlens_q
+        return self.replay(tokens, rows)
 
 
 def _column(*shape: int) -> Column:

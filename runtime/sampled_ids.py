@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -22,8 +23,7 @@ class SampledIds:
     Attributes:
         sequences: whose ids they are, S of them.
         drafts: the guesses behind which ids were drawn too, for each sequence.
-        rows: place of a sequence among the ids, where nothing was guessed.
-        on_device: int32 [S + guesses].
+        ids: int32 [S + guesses] on the device, or a list where they are known at once.
         wait: returns the ids once the step has run.
         scores, prompt_scores: return the log-probabilities that the step took, likewise.
     """
@@ -31,18 +31,22 @@ class SampledIds:
     def __init__(
         self,
         sequences: list[Sequence],
-        on_device: Tensor,
+        ids: Tensor | list[int],
         drafts: SequenceOf[SequenceOf[int]] | None = None,
         scores: Scores = dict,
         prompt_scores: Scores = dict,
     ) -> None:
         self.sequences = sequences
         self.drafts = [()] * len(sequences) if drafts is None else drafts
-        self.rows = {sequence: row for row, sequence in enumerate(sequences)}
-        self.on_device = on_device
-        self.wait = to_host(on_device)
+        self.ids = ids
+        self.wait = (lambda: ids) if isinstance(ids, list) else to_host(ids)
         self.scores = scores
         self.prompt_scores = prompt_scores
+
+    @cached_property
+    def rows(self) -> dict[Sequence, int]:
+        """Place of a sequence among the ids, where nothing was guessed."""
+        return {sequence: row for row, sequence in enumerate(self.sequences)}
 
 
 class IdColumn:
@@ -77,8 +81,20 @@ class IdColumn:
         count = len(self._sampled.sequences)
         return [self._rows.get(place, count + place) for place in range(len(self.ids))]
 
+    def wait(self) -> list[int]:
+        """The list with all ids, once the step in flight has run."""
+        if self._sampled is None or not self._rows:
+            return self.ids
+        sampled, ids = self._sampled.wait(), list(self.ids)
+        for place, row in self._rows.items():
+            ids[place] = sampled[row]
+        return ids
+
     def complete(self, ids: Tensor, sources: Tensor) -> Tensor:
         """`self.ids` and `self.sources` as int32 tensors -> the ids, without a wait."""
         if self._sampled is None or not self._rows:
             return ids
-        return torch.cat((self._sampled.on_device, ids)).index_select(0, sources)
+        drawn = self._sampled.ids
+        if isinstance(drawn, list):
+            drawn = torch.tensor(drawn, dtype=torch.int32)
+        return torch.cat((drawn, ids)).index_select(0, sources)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qwell.kernels.ops import Ops
 from qwell.runtime.logit_adjustment import Floats, Ints
+from qwell.runtime.recorded_draw import RecordedDraw
 from qwell.runtime.sampled_ids import IdColumn, SampledIds
 from qwell.runtime.sequence import Sequence
 from qwell.runtime.transfer import arrays_to_device
@@ -20,50 +21,66 @@ _MASK = 2**64 - 1
 _NONE_LISTED = (np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0))
 
 
-def sample_next(
-    ops: Ops,
-    logits: Tensor,
-    sequences: SequenceOf[Sequence],
-    sampled: SampledIds | None = None,
-    places: SequenceOf[int] | None = None,
-) -> Tensor:
-    """Next id of every sequence, int32 [S] on the device, from fp32 logits [S, V].
+class Sampler:
+    """Draws the next ids of a model's sequences."""
 
-    An id depends on its own row, parameters, seed and place in the sequence alone: not on
-    the neighbours, nor on how the sequence was scheduled. Penalties, biases and bans change the
-    logits in place.
+    def __init__(self, ops: Ops, recorded: RecordedDraw | None = None) -> None:
+        """`recorded` draws from logits that it serves, the op from others."""
+        self._ops = ops
+        self._recorded = recorded
 
-    Args:
-        ops, logits: see above.
-        sequences: of the rows; more than once where ids behind guesses are drawn.
-        sampled: holds the ids in flight.
-        places: how many tokens of its sequence are generated before each id; None is all that are
-            known or in flight.
-    """
-    if not sequences:
-        return torch.empty(0, dtype=torch.int32, device=logits.device)
-    if places is None:
-        places = [sequence.num_generated for sequence in sequences]
-    rows_of = list(zip(sequences, places, strict=True))
-    if any(s.adjustment is not None and s.adjustment.acts(place) for s, place in rows_of):
-        _adjust(ops, logits, rows_of, sampled)
-    if all(sequence.params.temperature == 0.0 for sequence in sequences):
-        return ops.sample(logits, **_greedy(len(sequences), logits.device))
+    def next_ids(
+        self,
+        logits: Tensor,
+        sequences: SequenceOf[Sequence],
+        sampled: SampledIds | None = None,
+        places: SequenceOf[int] | None = None,
+    ) -> Tensor | list[int]:
+        """Next id of every sequence from fp32 logits [S, V]: int32 [S] on the device, or known.
+
+        An id depends on its own row, parameters, seed and place in the sequence alone: not on
+        the neighbours, nor on how the sequence was scheduled. Penalties, biases and bans change
+        the logits in place.
+
+        Args:
+            logits: see above.
+            sequences: of the rows; more than once where ids behind guesses are drawn.
+            sampled: holds the ids in flight.
+            places: how many tokens of its sequence are generated before each id; None is all that
+                are known or in flight.
+        """
+        if not sequences:
+            # On the device, where whoever waits for them waits for the step.
+            return torch.empty(0, dtype=torch.int32, device=logits.device)
+        if places is None:
+            places = [sequence.num_generated for sequence in sequences]
+        if any(sequence.adjustment is not None for sequence in sequences):
+            _adjust(self._ops, logits, list(zip(sequences, places, strict=True)), sampled)
+        is_greedy = all(sequence.params.temperature == 0.0 for sequence in sequences)
+        parameters = None if is_greedy else _parameters(sequences, places)
+        rows = len(sequences)
+        if self._recorded is not None and self._recorded.serves(logits, rows):
+            return self._recorded.run(rows, parameters)
+        if parameters is None:
+            return self._ops.sample(logits, **_greedy(rows, logits.device))
+        columns: dict[str, Ints | Floats] = {
+            name: np.array(values, dtype=np.float64) for name, values in parameters.items()
+        }
+        columns["top_k"] = np.array(parameters["top_k"], dtype=np.int32)
+        return self._ops.sample(logits, **_on_device(columns, logits.device))
+
+
+def _parameters(sequences: SequenceOf[Sequence], places: SequenceOf[int]) -> dict[str, list[float]]:
+    """Those of the op sample, for each row."""
     params = [sequence.params for sequence in sequences]
-    rows = [
-        (p.temperature, p.top_p, p.min_p, p.typical_p, _draw(sequence, place))
-        for (sequence, place), p in zip(rows_of, params, strict=True)
-    ]
-    temperature, top_p, min_p, typical_p, draws = np.ascontiguousarray(np.array(rows).T)
-    parameters = {
-        "temperature": temperature,
-        "top_k": np.array([p.top_k for p in params], dtype=np.int32),
-        "top_p": top_p,
-        "min_p": min_p,
-        "typical_p": typical_p,
-        "uniform": draws,
+    return {
+        "temperature": [p.temperature for p in params],
+        "top_k": [p.top_k for p in params],
+        "top_p": [p.top_p for p in params],
+        "min_p": [p.min_p for p in params],
+        "typical_p": [p.typical_p for p in params],
+        "uniform": [_draw(s, place) for s, place in zip(sequences, places, strict=True)],
     }
-    return ops.sample(logits, **_on_device(parameters, logits.device))
 
 
 def _adjust(
@@ -73,6 +90,8 @@ def _adjust(
     sampled: SampledIds | None,
 ) -> None:
     """Penalise, bias and ban, in place."""
+    if not any(s.adjustment is not None and s.adjustment.acts(place) for s, place in rows_of):
+        return
     newest = IdColumn(sampled)
     listed: list[tuple[Ints, Ints, Floats]] = []
     for sequence, place in rows_of:

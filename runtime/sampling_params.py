@@ -7,6 +7,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from qwell.runtime.errors import RequestError
+from qwell.runtime.grammar import Grammar
+from qwell.runtime.thinking import Thinking
 
 MAX_STOP_STRINGS = 16
 MAX_LOGPROBS = 20
@@ -45,6 +47,10 @@ class SamplingParams:
         logprobs: report the log-probability of every generated token and of so many most likely
             ones, at most 20, before any of the above; None reports none.
         prompt_logprobs: the same of the prompt's tokens, but the first.
+        grammar: what the text must be; None is anything. The text ends where it is complete and
+            cannot go on, with an id that ends it if one may come; it is cut off at `max_tokens`.
+        thinking: how the completion thinks before it answers; None where it does not, or where
+            that is of no account.
 
     Penalties come first, then biases and bans, temperature, top-k, top-p, min-p, typical-p.
 
@@ -72,6 +78,8 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    grammar: Grammar | None = None
+    thinking: Thinking | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):

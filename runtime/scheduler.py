@@ -97,8 +97,11 @@ class Scheduler:
 
     @property
     def decoding(self) -> list[Sequence]:
-        """Sequences of which the next step computes one token, and guesses if there are any."""
-        return [s for s in self._running if s.num_uncomputed == 1]
+        """Sequences of which the next step computes one token, and guesses if there are any.
+
+        Without those whose next token depends on the id of one in flight: they wait for it.
+        """
+        return [s for s in self._running if s.num_uncomputed == 1 and not s.awaits_id]
 
     def schedule(
         self,
@@ -132,7 +135,8 @@ class Scheduler:
             self._admit()
             if len(self._running) > len(decoding):
                 served = set(decoding)
-                chunks += _shares([s for s in self._running if s not in served], budget)
+                prompts = [s for s in self._running if s not in served and not s.awaits_id]
+                chunks += _shares(prompts, budget) if prompts else []
         return chunks
 
     def computed(self, chunks: SequenceOf[Chunk]) -> None:

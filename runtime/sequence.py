@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
+from qwell.runtime.constraint import NO_LIMIT, Constraint
 from qwell.runtime.logit_adjustment import LogitAdjustment, adjustment_of
 from qwell.runtime.sampling_params import SamplingParams
 
@@ -31,6 +32,7 @@ class Sequence:
         end_ids: ids that end it.
         late_ids: ids that follow `min_tokens` others at the earliest.
         adjustment: what is done to its logits, if anything is.
+        constraint: which ids may come next, if not all may.
         num_scored: leading prompt tokens whose log-probabilities have been taken, or need not be:
             the first has none.
     """
@@ -52,6 +54,7 @@ class Sequence:
     num_registered: int = 0
     num_cached_tokens: int | None = None
     adjustment: LogitAdjustment | None = field(init=False)
+    constraint: Constraint | None = None
     num_scored: int = 1
 
     def __post_init__(self) -> None:
@@ -82,6 +85,16 @@ class Sequence:
         """Tokens that it may still generate."""
         return self.params.max_tokens - self.num_generated
 
+    @property
+    def num_free(self) -> int:
+        """So many tokens after those that are known may be any, whichever come before them."""
+        return NO_LIMIT if self.constraint is None else self.constraint.num_free
+
+    @property
+    def awaits_id(self) -> bool:
+        """Which ids may come next depends on one that is in flight."""
+        return self.num_in_flight > 0 and self.num_in_flight >= self.num_free
+
     def arrived(self, token_id: int) -> None:
         """The first token in flight is known."""
         self.num_in_flight -= 1
@@ -96,6 +109,8 @@ class Sequence:
         self.token_ids.append(token_id)
         if self.adjustment is not None:
             self.adjustment.generated(token_id)
+        if self.constraint is not None:
+            self.constraint.accept(token_id)
 
 
 @dataclass(frozen=True)

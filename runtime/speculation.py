@@ -119,7 +119,8 @@ class Speculator:
             history.fade()
             # The step draws one token more than it verifies.
             left = sequence.params.max_tokens - sequence.num_generated - 1
-            count = min(history.worthwhile(price), left, room)
+            # All that is drawn behind the guesses must be free to be any token.
+            count = min(history.worthwhile(price), left, room, sequence.num_free - 1)
             if count > 0:
                 wanted[sequence] = count
                 room -= count

@@ -70,18 +70,23 @@ class SampledScores:
     def __init__(self, logits: Tensor, sequences: SequenceOf[Sequence]) -> None:
         """Keep the rows of fp32 logits [S, V] whose sequences ask."""
         # A sequence that is to get no token draws one all the same.
-        asks = [s.params.logprobs is not None and s.params.max_tokens > 0 for s in sequences]
-        self._asking = [s for s, asking in zip(sequences, asks, strict=True) if asking]
-        if self._asking:
-            rows = np.flatnonzero(asks).astype(np.int32)
-            [self._rows] = arrays_to_device([rows], logits.device)
+        rows = [
+            row
+            for row, s in enumerate(sequences)
+            if s.params.logprobs is not None and s.params.max_tokens > 0
+        ]
+        self._asking = [sequences[row] for row in rows]
+        if rows:
+            [self._rows] = arrays_to_device([np.array(rows, dtype=np.int32)], logits.device)
             self._logits = logits.index_select(0, self._rows)
 
-    def of(self, ops: Ops, ids: Tensor) -> Scores:
+    def of(self, ops: Ops, ids: Tensor | list[int]) -> Scores:
         """Of the drawn ids [S]."""
         asking = self._asking
         if not asking:
             return dict
+        if isinstance(ids, list):
+            ids = torch.tensor(ids, dtype=torch.int32)
         tops = [min(s.params.logprobs or 0, self._logits.shape[1]) for s in asking]
         wait = _score(ops, self._logits, ids.index_select(0, self._rows), max(tops))
 

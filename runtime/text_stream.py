@@ -38,11 +38,8 @@ class TextStream:
     def push(self, token_ids: Sequence[int]) -> str:
         """The text that these ids made certain; "" once stopped."""
         tokenizer = self._tokenizer
-        data = b"".join(
-            tokenizer.token_bytes(token_id)
-            for token_id in token_ids
-            if token_id not in tokenizer.special_ids
-        )
+        special = tokenizer.special_ids
+        data = b"".join([tokenizer.token_bytes(i) for i in token_ids if i not in special])
         return self._release(self._decoder.decode(data))
 
     def finish(self) -> str:
@@ -57,6 +54,8 @@ class TextStream:
     def _release(self, text: str) -> str:
         if self.stopped:
             return ""
+        if not self._matchers:
+            return text
         seen = len(self._held)
         text = self._held + text
         for end in range(seen + 1, len(text) + 1):
@@ -66,7 +65,7 @@ class TextStream:
                 self.stopped = True
                 self._held = ""
                 return text[:end] if self._include_stop else text[: end - max(complete)]
-        certain = len(text) - max((matcher.matched for matcher in self._matchers), default=0)
+        certain = len(text) - max(matcher.matched for matcher in self._matchers)
         self._held = text[certain:]
         return text[:certain]
 

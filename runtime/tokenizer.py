@@ -13,13 +13,17 @@ from qwell.runtime.tiktoken_vocab import load_tiktoken
 
 TOKENIZER_FILE = "tokenizer.json"
 
+# Text of an answer to whoever reads it, even where a checkpoint calls them control tokens.
+_MARKS_IN_ANSWERS = frozenset({"<think>", "</think>", "<tool_call>", "</tool_call>"})
+
 
 class Tokenizer:
     """Encodes text and decodes ids; safe to use from several threads.
 
     Attributes:
         vocab_size: highest id that decodes, plus one. A model may have more (padding) rows.
-        special_ids: control tokens, the ids that `skip_special` drops.
+        special_ids: control tokens, the ids that `skip_special` drops. Marks of thinking and of
+            tool calls are none.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
@@ -35,7 +39,11 @@ class Tokenizer:
         vocab = backend.get_vocab(with_added_tokens=True)
         added = backend.get_added_tokens_decoder()
         self._added_ids = {token.content: token_id for token_id, token in added.items()}
-        self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self.special_ids = frozenset(
+            token_id
+            for token_id, token in added.items()
+            if token.special and token.content not in _MARKS_IN_ANSWERS
+        )
         self.vocab_size = max(vocab.values()) + 1
         self._bytes = {token_id: to_bytes(token) for token, token_id in vocab.items()}
 

@@ -18,13 +18,17 @@ from qwell.server.endpoints.api_docs import show_docs, show_openapi
 from qwell.server.endpoints.chat import create_chat_completion
 from qwell.server.endpoints.completions import create_completion
 from qwell.server.endpoints.health import health, version
+from qwell.server.endpoints.metrics import show_metrics
 from qwell.server.endpoints.models import list_models, show_model
 from qwell.server.endpoints.page import ChatPage
 from qwell.server.endpoints.tokenize import detokenize, tokenize
 from qwell.server.errors import answer_exception, answer_http_exception
 from qwell.server.lifecycle import Admission
+from qwell.server.metrics import CountResponses
 from qwell.server.request_id import RequestIds
 from qwell.server.service import Service
+
+_READ_IN_BROWSERS = frozenset(("/docs", "/openapi.json", "/metrics"))
 
 
 def api_routes(service: Service) -> list[Route]:
@@ -32,6 +36,7 @@ def api_routes(service: Service) -> list[Route]:
     return [
         Route("/health", partial(health, service)),
         Route("/version", version),
+        Route("/metrics", partial(show_metrics, service)),
         Route("/docs", show_docs),
         Route("/openapi.json", show_openapi),
         Route("/tokenize", partial(tokenize, service), methods=["POST"]),
@@ -71,7 +76,14 @@ def build_app(
     )
     starlette.router.redirect_slashes = False
     app: ASGIApp = Admission(CancelOnDisconnect(starlette), service.lifecycle)
-    app = Authentication(app, api_keys=api_keys, api_auth=api_auth, open_paths=open_paths)
+    app = Authentication(
+        app,
+        api_keys=api_keys,
+        api_auth=api_auth,
+        open_paths=open_paths,
+        browsed_paths=_READ_IN_BROWSERS,
+    )
+    app = CountResponses(app, service.engine.metrics, [route.path for route in routes])
     if cors_origins:
         # In front of the authentication: a browser's first question carries no credentials.
         app = CORSMiddleware(

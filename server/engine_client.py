@@ -14,6 +14,7 @@ from qwell.runtime.messages import (
     Accepted,
     Add,
     EngineInfo,
+    FromEngine,
     Rejected,
     StartFailed,
     StepOutputs,
@@ -22,6 +23,7 @@ from qwell.runtime.messages import (
 )
 from qwell.server.engine_process import WORKER_COMMAND, EngineProcess
 from qwell.server.errors import EngineLoadingError, StartError
+from qwell.server.metrics import EndReason, EngineFigures, Metrics, Watch
 
 EngineEvent = Accepted | Rejected | TokenOutput | EngineDeadError
 Sink = Callable[[EngineEvent], None]
@@ -41,18 +43,26 @@ class EngineClient:
 
     Attributes:
         stats: what the engine said of itself after its last step.
+        metrics: where requests are counted, and whoever asks finds the engine's own figures.
     """
 
-    def __init__(self, options: EngineOptions, command: Sequence[str] = WORKER_COMMAND) -> None:
+    def __init__(
+        self, options: EngineOptions, metrics: Metrics, command: Sequence[str] = WORKER_COMMAND
+    ) -> None:
         self._options = options
         self._command = command
         self._process: EngineProcess | None = None
         self._info: EngineInfo | None = None
-        self._sinks: dict[str, Sink] = {}
+        self._sinks: dict[str, Watch] = {}
         self._status: EngineStatus = "loading"
+        self._starts = 0
         self._failed_starts = 0
+        # What the process of now has said or done wrong, if anything.
+        self._failure = ""
         self.stats = StepStats()
         self._has_been_ready = asyncio.Event()
+        self.metrics = metrics
+        metrics.registry.register(EngineFigures(metrics.model_name, self._figures))
 
     @property
     def status(self) -> EngineStatus:
@@ -78,12 +88,17 @@ class EngineClient:
     def add(self, request: Add, sink: Sink) -> None:
         """Hand a request to the engine. Raises what `ready_info` raises."""
         self.ready_info()
-        self._sinks[request.request_id] = sink
+        self._sinks[request.request_id] = Watch(self.metrics, len(request.prompt_ids), sink)
         self._send(request)
 
-    def abort(self, request_id: str) -> None:
-        """Have the engine forget a request; its sink hears nothing more."""
-        if self._sinks.pop(request_id, None) is not None:
+    def abort(self, request_id: str, reason: EndReason = "abort") -> None:
+        """Have the engine forget a request; its sink hears nothing more.
+
+        `reason` is for the metrics: a request that has come to a stop string was not in vain.
+        """
+        watch = self._sinks.pop(request_id, None)
+        if watch is not None:
+            watch.dropped(reason)
             self._send(Abort(request_id))
 
     async def run(self) -> None:
@@ -105,23 +120,19 @@ class EngineClient:
         """Run one process to its end; what is to be said about that end."""
         process = await EngineProcess.spawn(self._command, self._options)
         self._process = process
-        failure = ""
+        self._failure = ""
         reason = "The engine died while it held the request; a new one is starting"
         try:
-            async for message in process.messages():
-                if isinstance(message, StartFailed):
-                    failure = message.message
-                else:
-                    self._dispatch(message)
+            await process.listen(self._dispatch)
         except ValueError as error:
-            failure = f"the engine process sent what is no message: {error}"
+            self._failure = f"the engine process sent what is no message: {error}"
         except asyncio.CancelledError:
             reason = "The server is shutting down"
             raise
         finally:
             self._lose_process(reason)
             how = await process.stop()
-        return failure or f"the engine process ended ({how})"
+        return self._failure or f"the engine process ended ({how})"
 
     def _lose_process(self, reason: str) -> None:
         self._process = None
@@ -132,18 +143,28 @@ class EngineClient:
         for sink in sinks.values():
             sink(EngineDeadError(reason))
 
-    def _dispatch(self, message: EngineInfo | Accepted | Rejected | StepOutputs) -> None:
+    def _dispatch(self, message: FromEngine) -> None:
         if isinstance(message, StepOutputs):
             self.stats = message.stats
+            sinks = self._sinks
             for output in message.outputs:
-                self._deliver(output.request_id, output, last=output.finish_reason is not None)
+                request_id = output.request_id
+                if output.finish_reason is None and output.error is None:
+                    sink = sinks.get(request_id)
+                else:
+                    sink = sinks.pop(request_id, None)
+                if sink is not None:
+                    sink(output)
         elif isinstance(message, Accepted):
             self._deliver(message.request_id, message, last=False)
         elif isinstance(message, Rejected):
             self._deliver(message.request_id, message, last=True)
+        elif isinstance(message, StartFailed):
+            self._failure = message.message
         else:
             self._info = message
             self._status = "ok"
+            self._starts += 1
             self._failed_starts = 0
             self._has_been_ready.set()
             logger.info(
@@ -153,6 +174,9 @@ class EngineClient:
                 message.max_model_len,
                 message.kv_cache_tokens,
             )
+
+    def _figures(self) -> tuple[int, EngineInfo | None, StepStats]:
+        return self._starts, self._info if self._status == "ok" else None, self.stats
 
     def _deliver(
         self, request_id: str, event: Accepted | Rejected | TokenOutput, *, last: bool

@@ -6,7 +6,8 @@ import asyncio
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import msgspec
 
@@ -15,25 +16,53 @@ from qwell.runtime.messages import FrameReader, FromEngine, ToEngine, encode_fra
 
 WORKER_COMMAND = (sys.executable, "-m", "qwell.runtime.worker")
 
-_READ_BYTES = 1 << 16
 _STOP_S = 2.0
 # With a prefix cache to be written to a disk that may be slow.
 _KEEP_S = 60.0
 
 
+class _Pipe(asyncio.Protocol):
+    """Our end of the socket: messages are handed on as they arrive, with no task between."""
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport
+        self._frames = FrameReader(FromEngine)
+        self._receive: Callable[[FromEngine], None]
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def listen(self, receive: Callable[[FromEngine], None]) -> None:
+        """As EngineProcess."""
+        self._receive = receive
+        self.transport.resume_reading()
+        await self._ended
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.pause_reading()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            messages = self._frames.feed(data)
+        except ValueError as error:
+            if not self._ended.done():
+                self._ended.set_exception(error)
+            self.transport.close()
+            return
+        for message in messages:
+            self._receive(message)
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        # An error only says that the process ended while a message was on its way, either way.
+        if not self._ended.done():
+            self._ended.set_result(None)
+
+
 class EngineProcess:
     """A running engine process and the socket that leads to it."""
 
-    def __init__(
-        self,
-        process: asyncio.subprocess.Process,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        stop_s: float,
-    ) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, pipe: _Pipe, stop_s: float) -> None:
         self._process = process
-        self._reader = reader
-        self._writer = writer
+        self._pipe = pipe
         self._stop_s = stop_s
 
     @classmethod
@@ -49,13 +78,13 @@ class EngineProcess:
                 stdin=asyncio.subprocess.DEVNULL,
             )
         try:
-            reader, writer = await asyncio.open_unix_connection(sock=ours)
+            _, pipe = await asyncio.get_running_loop().create_unix_connection(_Pipe, sock=ours)
         except asyncio.CancelledError:
             process.kill()
             await process.wait()
             raise
         stop_s = _STOP_S if options.prefix_cache_file is None else _KEEP_S
-        return cls(process, reader, writer, stop_s)
+        return cls(process, pipe, stop_s)
 
     @property
     def pid(self) -> int:
@@ -63,27 +92,21 @@ class EngineProcess:
         return self._process.pid
 
     def send(self, message: ToEngine) -> None:
-        """Queue a message; one that no longer arrives is dropped, `messages` will have ended."""
-        if not self._writer.is_closing():
-            self._writer.write(encode_frame(message))
+        """Queue a message; one that no longer arrives is dropped, `listen` will have ended."""
+        if not self._pipe.transport.is_closing():
+            self._pipe.transport.write(encode_frame(message))
 
-    async def messages(self) -> AsyncIterator[FromEngine]:
-        """What the process says, until it ends.
+    async def listen(self, receive: Callable[[FromEngine], None]) -> None:
+        """Hand on what the process says, in order, until it ends.
 
         Raises:
             msgspec.ValidationError, ValueError: it does not speak the protocol.
         """
-        frames = FrameReader(FromEngine)
-        try:
-            while data := await self._reader.read(_READ_BYTES):
-                for message in frames.feed(data):
-                    yield message
-        except ConnectionError:  # it ended while a message was on its way, either way
-            return
+        await self._pipe.listen(receive)
 
     async def stop(self) -> str:
         """Close the socket, which ends the process, by force if need be; how it ended."""
-        self._writer.close()
+        self._pipe.transport.close()
         try:
             status = await asyncio.wait_for(self._process.wait(), self._stop_s)
         except asyncio.TimeoutError:

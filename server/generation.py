@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
+from bisect import bisect_left
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 from uuid import uuid4
+
+import msgspec
 
 from qwell.runtime.errors import EngineDeadError, RequestError
 from qwell.runtime.messages import (
@@ -23,16 +25,18 @@ from qwell.runtime.sampling_params import SamplingParams
 from qwell.runtime.text_stream import TextStream
 from qwell.runtime.tokenizer import Tokenizer
 from qwell.server.engine_client import EngineClient, EngineEvent
+from qwell.server.inbox import Inbox
 
 
 @dataclass(frozen=True)
 class Job:
-    """One completion to compute; see `Engine.add`."""
+    """One completion to compute; see `Engine.add`. With `tell_ids` its deltas have token ids."""
 
     prompt_ids: list[int]
     params: SamplingParams
     priority: int = 0
     cache_salt: str = ""
+    tell_ids: bool = False
 
 
 class ScoredToken(NamedTuple):
@@ -42,13 +46,13 @@ class ScoredToken(NamedTuple):
     score: TokenLogprob | None
 
 
-@dataclass(frozen=True)
-class Delta:
+class Delta(msgspec.Struct, frozen=True):
     """A piece of the choice `index`: some text, or the reason of its end (and no text).
 
     Attributes:
         tokens: those that came with it, if their log-probabilities are asked for. The text of
             the last ones may still be held back.
+        token_ids: the same without the log-probabilities, if they are asked for.
         prompt: the whole prompt, once, before all text, if its log-probabilities are asked for.
     """
 
@@ -56,6 +60,7 @@ class Delta:
     text: str
     finish_reason: FinishReason | None = None
     tokens: Sequence[ScoredToken] = ()
+    token_ids: Sequence[int] = ()
     prompt: Sequence[ScoredToken] = ()
 
 
@@ -66,6 +71,7 @@ class ChoiceText:
     text: str = ""
     finish_reason: FinishReason = "length"
     tokens: list[ScoredToken] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
     prompt: list[ScoredToken] = field(default_factory=list)
 
 
@@ -76,6 +82,8 @@ class _Running:
     job: Job
     # Of its prompt, as far as it is known; None where it is not asked for, or has been told.
     prompt: list[ScoredToken] | None
+    # How long the text was after each token.
+    ends: list[int] = field(default_factory=list)
     ended: bool = False
 
 
@@ -100,8 +108,7 @@ class Generation:
     completion_tokens: int = 0
     cached_tokens: list[int] = field(init=False)
     _choices: list[_Running] = field(default_factory=list)
-    _events: asyncio.Queue[tuple[int, EngineEvent]] = field(default_factory=asyncio.Queue)
-    _early: deque[tuple[int, EngineEvent]] = field(default_factory=deque)
+    _events: Inbox = field(default_factory=Inbox)
 
     def __post_init__(self) -> None:
         self.cached_tokens = [0] * len(self.jobs)
@@ -128,11 +135,12 @@ class Generation:
         """What the choices give, as it comes; choices interleave.
 
         Raises:
+            RequestError: a choice cannot go on: its grammar and its bans leave no token.
             EngineDeadError: the engine died; nothing more comes.
         """
         running = len(self._choices)
         while running:
-            index, event = self._early.popleft() if self._early else await self._events.get()
+            index, event = await self._events.get()
             for delta in self._advance(index, event):
                 running -= delta.finish_reason is not None
                 yield delta
@@ -146,6 +154,7 @@ class Generation:
                 choice = choices[delta.index]
                 pieces[delta.index].append(delta.text)
                 choice.tokens += delta.tokens
+                choice.token_ids += delta.token_ids
                 choice.prompt += delta.prompt
                 if delta.finish_reason is not None:
                     choice.finish_reason = delta.finish_reason
@@ -154,6 +163,11 @@ class Generation:
         for choice, texts in zip(choices, pieces, strict=True):
             choice.text = "".join(texts)
         return choices
+
+    def tokens_of_start(self, index: int, length: int) -> int:
+        """How many tokens the first `length` characters of a choice took."""
+        ends = self._choices[index].ends
+        return min(bisect_left(ends, length) + 1, len(ends)) if length else 0
 
     def cancel(self) -> None:
         """Have the engine drop what still runs."""
@@ -171,11 +185,12 @@ class Generation:
         self._choices.append(_Running(request_id, text, job, prompt))
         self.engine.add(
             Add(request_id, job.prompt_ids, job.params, job.priority, job.cache_salt),
-            lambda event: self._events.put_nowait((index, event)),
+            partial(self._events.put, index),
         )
 
     async def _all_accepted(self) -> None:
         missing = len(self._choices)
+        early: list[tuple[int, EngineEvent]] = []
         while missing:
             index, event = await self._events.get()
             if isinstance(event, Accepted):
@@ -186,7 +201,8 @@ class Generation:
             elif isinstance(event, EngineDeadError):
                 raise event
             else:
-                self._early.append((index, event))
+                early.append((index, event))
+        self._events.put_back(early)
 
     def _advance(self, index: int, event: EngineEvent) -> list[Delta]:
         """Take one event of the engine in; what it adds to the answer."""
@@ -197,27 +213,32 @@ class Generation:
             raise event
         if isinstance(event, Accepted | Rejected):
             raise RuntimeError(f"{choice.request_id}: {event} after it was accepted")
+        if event.error is not None:
+            choice.ended = True
+            raise RequestError(event.error)
         self.cached_tokens[index] += event.cached_tokens
         prompt = _told_prompt(choice, event)
         finish_reason = event.finish_reason
-        text = ""
+        text, length = "", choice.ends[-1] if choice.ends else 0
         scores = event.logprobs.tokens() if event.logprobs else ()
         count = 0
         for token_id in event.token_ids:
             text += choice.text.push([token_id])
+            choice.ends.append(length + len(text))
             count += 1
             if choice.text.stopped:
                 finish_reason = "stop"
-                self.engine.abort(choice.request_id)
+                self.engine.abort(choice.request_id, finish_reason)
                 break
         self.completion_tokens += count
         tokens = [*map(ScoredToken, event.token_ids[:count], scores)]
+        token_ids = event.token_ids[:count] if choice.job.tell_ids else ()
         if finish_reason is not None:
             choice.ended = True
             text += choice.text.finish()
         deltas = [Delta(index, "", prompt=prompt)] if prompt else []
-        if text or tokens:
-            deltas.append(Delta(index, text, tokens=tokens))
+        if text or tokens or token_ids:
+            deltas.append(Delta(index, text, tokens=tokens, token_ids=token_ids))
         if finish_reason is not None:
             deltas.append(Delta(index, "", finish_reason))
         return deltas
@@ -249,7 +270,9 @@ def check_prompt_fits(
     limit = info.max_model_len
     if len(prompt_ids) + completion_tokens > limit:
         raise RequestError(
-            f"this model's context is {limit} tokens, but the prompt alone has {len(prompt_ids)}",
+            # Clients that see no code know it by the first words.
+            f"the prompt is too long: it has {len(prompt_ids)} tokens, and this model's maximum "
+            f"context length is {limit} tokens",
             param=param,
             code="context_length_exceeded",
         )

@@ -9,6 +9,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from qwell.server.errors import RETRY_AFTER_S, HttpError, error_response
 
+# Whoever watches the server may do so to its end.
+_WATCHED_TO_THE_END = ("/health", "/metrics")
+
 
 class StopSignals:
     """SIGINT and SIGTERM: the first asks the server to stop, the second to do so at once."""
@@ -66,14 +69,14 @@ class Lifecycle:
 
 
 class Admission:
-    """ASGI middleware: count requests; answer them 503 once the server drains, but for /health."""
+    """ASGI middleware: count requests; answer 503 once the server drains, but to who watches it."""
 
     def __init__(self, app: ASGIApp, lifecycle: Lifecycle) -> None:
         self._app = app
         self._lifecycle = lifecycle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._lifecycle.draining and scope["path"] != "/health":
+        if self._lifecycle.draining and scope["path"] not in _WATCHED_TO_THE_END:
             await error_response(_refusal())(scope, receive, send)
             return
         self._lifecycle.begin()

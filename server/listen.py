@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import sys
 
 from qwell.server.errors import StartError
 
+# A connection is cut off when for so long nothing that waits for its client has been taken.
+STALL_S = 120
+_SEND_BUFFER_BYTES = 128 << 10
 
-def listen(host: str, port: int, *, loopback_only: bool) -> list[socket.socket]:
+
+def listen(
+    host: str, port: int, *, loopback_only: bool, stall_s: float = STALL_S
+) -> list[socket.socket]:
     """Listening sockets for every address of `host`, all on one port.
+
+    Their connections hold a bounded part of an answer that is not read, and end when none of it
+    is for `stall_s`.
 
     Raises:
         StartError: an address cannot be had, or `loopback_only` and others could reach it.
@@ -22,6 +32,13 @@ def listen(host: str, port: int, *, loopback_only: bool) -> list[socket.socket]:
         listeners = []
         for family, address in addresses:
             listener = socket.create_server((address, port), family=family)
+            # Connections have their options from here. Without the first, a second small packet
+            # waits until the client has acknowledged the one before, which may take it 40 ms.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+            if sys.platform == "linux":
+                timeout_ms = round(stall_s * 1000)
+                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
             port = listener.getsockname()[1]
             listeners.append(listener)
     except OSError as error:

@@ -22,8 +22,10 @@ from qwell.server.endpoints.page import ChatPage
 from qwell.server.engine_client import EngineClient
 from qwell.server.engine_process import WORKER_COMMAND
 from qwell.server.errors import StartError
+from qwell.server.http_protocol import HttpProtocol
 from qwell.server.lifecycle import Lifecycle, StopSignals
 from qwell.server.listen import listen
+from qwell.server.metrics import Metrics
 from qwell.server.options import ServeOptions
 from qwell.server.protocol.models import listed_ids
 from qwell.server.service import Service, load_text_side
@@ -36,7 +38,6 @@ _LAST_READ_S = 2
 # Longer than common clients keep idle connections (5 s and less), so that it is never the
 # server who closes one just as the next request is on its way.
 _KEEP_ALIVE_S = 30
-_MAX_HEADER_BYTES = 32 << 10
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,8 @@ async def _serve(options: ServeOptions, worker: Sequence[str]) -> bool:
     _log_start(options, listeners)
     text = await asyncio.to_thread(load_text_side, Path(options.engine.model))
     engine_options = replace(options.engine, eos_token_ids=text.defaults.eos_token_ids)
-    engine = EngineClient(engine_options, worker)
+    metrics = Metrics(listed_ids(options.served_model_names)[0])
+    engine = EngineClient(engine_options, metrics, worker)
     service = Service(engine, text, options.served_model_names, options.max_body_bytes)
     app = build_app(
         service,
@@ -132,7 +134,7 @@ class _HttpServer(uvicorn.Server):
 def _uvicorn_config(app: ASGIApp, options: ServeOptions) -> uvicorn.Config:
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=HttpProtocol,
         ws="none",
         loop="asyncio",
         lifespan="off",
@@ -142,7 +144,6 @@ def _uvicorn_config(app: ASGIApp, options: ServeOptions) -> uvicorn.Config:
         access_log=False,
         timeout_graceful_shutdown=_LAST_READ_S,
         timeout_keep_alive=_KEEP_ALIVE_S,
-        h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
         ssl_certfile=options.ssl_certfile,
         ssl_keyfile=options.ssl_keyfile,
     )

@@ -15,6 +15,8 @@ from qwell.runtime.engine_options import EngineOptions
 from qwell.server.app import build_app
 from qwell.server.engine_client import EngineClient
 from qwell.server.engine_process import WORKER_COMMAND
+from qwell.server.metrics import Metrics
+from qwell.server.protocol.models import DEFAULT_MODEL_ID
 from qwell.server.service import Service, load_text_side
 
 _POLL_S = 0.05
@@ -77,7 +79,8 @@ async def offline_api(
     `worker` is the command of the engine process. Raises CheckpointError.
     """
     text = await asyncio.to_thread(load_text_side, Path(options.model))
-    engine = EngineClient(replace(options, eos_token_ids=text.defaults.eos_token_ids), worker)
+    options = replace(options, eos_token_ids=text.defaults.eos_token_ids)
+    engine = EngineClient(options, Metrics(DEFAULT_MODEL_ID), worker)
     supervisor = asyncio.create_task(engine.run())
     try:
         app = build_app(Service(engine, text, (), _MAX_BODY_BYTES))

@@ -12,7 +12,8 @@ import msgspec
 from qwell import __version__
 from qwell.server.endpoints.health import Health, Version
 from qwell.server.errors import ErrorBody
-from qwell.server.protocol.chat import ChatChunk, ChatCompletion, ChatRequest
+from qwell.server.protocol.chat import ChatRequest
+from qwell.server.protocol.chat_answer import ChatChunk, ChatCompletion
 from qwell.server.protocol.completions import Completion, CompletionRequest
 from qwell.server.protocol.models import ModelCard, ModelList
 from qwell.server.protocol.tokenize import (
@@ -94,7 +95,8 @@ def _described(operation: Operation) -> dict[str, Any]:
     content = {_JSON: {"schema": _ref(operation.answer)}}
     if operation.chunk is not None:
         events = f"server-sent events, each a {operation.chunk.__name__}, the last [DONE]"
-        content["text/event-stream"] = {"schema": {"type": "string", "description": events}}
+        # Without a type: some readers of the document take the text for it, others each event.
+        content["text/event-stream"] = {"schema": {"description": events}}
     failure = {"description": "An error", "content": {_JSON: {"schema": _ref(ErrorBody)}}}
     success = {"description": "The answer", "content": content}
     responses = {"200": success, "4XX": failure, "5XX": failure}

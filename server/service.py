@@ -12,6 +12,7 @@ from qwell.runtime.messages import EngineInfo
 from qwell.runtime.tokenizer import Tokenizer
 from qwell.server.engine_client import EngineClient
 from qwell.server.errors import model_not_found
+from qwell.server.grammar_checker import GrammarChecker
 from qwell.server.lifecycle import Lifecycle
 
 
@@ -41,6 +42,7 @@ class Service:
     served_model_names: tuple[str, ...]
     max_body_bytes: int
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
+    grammars: GrammarChecker = field(default_factory=GrammarChecker)
 
     def check_model(self, model: str) -> None:
         """Raises HttpError (404) for a model that is not served."""

@@ -13,6 +13,7 @@ from qwell.server.errors import as_http_error, error_body
 from qwell.server.generation import Generation
 
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+_encoder = msgspec.json.Encoder()
 _DONE = b"data: [DONE]\n\n"
 
 
@@ -42,7 +43,7 @@ class EventStream(Response):
 
 
 def _event(data: msgspec.Struct) -> bytes:
-    return b"data: " + msgspec.json.encode(data) + b"\n\n"
+    return b"data: %b\n\n" % _encoder.encode(data)
 
 
 async def _send_body(send: Send, body: bytes, *, more: bool) -> None:

@@ -13,7 +13,7 @@ from qwell.bench.model.cases import Case
 from qwell.bench.model.peer import Peer
 from qwell.bench.model.results import CaseResult, Figures, WeightsResult
 from qwell.bench.text_table import NONE, aligned
-from qwell.kernels.native.runner import ISAS
+from qwell.kernels.native.runner import choose_isa
 from qwell.runtime.engine_options import EngineOptions
 
 HEADING = (
@@ -63,7 +63,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         """The results of one call."""
         return cls(
             cpu=cpu_name(),
-            isa=next(iter(ISAS)),
+            isa=choose_isa(options.isa),
             torch=str(torch.__version__),
             options=options,
             peer=None if peer is None else peer.command,
@@ -83,7 +83,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 def heading(options: EngineOptions) -> str:
     """The model and the machine, in a line each."""
-    machine = f"{cpu_name()}, {next(iter(ISAS))}, {options.threads} threads"
+    machine = f"{cpu_name()}, {choose_isa(options.isa)}, {options.threads} threads"
     return f"{options.model}\n{machine}, torch {torch.__version__}"
 
 

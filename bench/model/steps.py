@@ -11,12 +11,11 @@ from qwell.bench.model.cases import Case
 from qwell.bench.sequences import sequences
 from qwell.bench.work import Demand, Work
 from qwell.kernels.cache import Int8Cache, quantize_vectors
-from qwell.runtime.batch import build_batch
+from qwell.runtime.batch import lay_out
 from qwell.runtime.engine import Engine
 from qwell.runtime.kv_cache import BLOCK_SIZE
 from qwell.runtime.loader import LoadedModel
 from qwell.runtime.sampled_ids import SampledIds
-from qwell.runtime.sampler import sample_next
 from qwell.runtime.sequence import Chunk, Sequence
 
 WARM_UP_TOKENS = 16
@@ -85,10 +84,9 @@ def _steps(case: Case, tokens: int, max_batch_tokens: int) -> Iterator[list[Chun
 
 
 def _run_step(engine: Engine, chunks: list[Chunk]) -> None:
-    model = engine.model
-    logits = engine.forward(build_batch(chunks, BLOCK_SIZE, model.device))
+    logits = engine.forward(lay_out(chunks, BLOCK_SIZE))
     sampled: list[Sequence] = [chunk.sequence for chunk in chunks if chunk.completes]
-    ids = SampledIds(sampled, sample_next(model.decoder.ops, logits, sampled))
+    ids = SampledIds(sampled, engine.sampler.next_ids(logits, sampled))
     for sequence in sampled:
         sequence.num_in_flight += 1
     for sequence, token_id in zip(sampled, ids.wait(), strict=True):

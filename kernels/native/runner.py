@@ -14,6 +14,17 @@ from qwell.kernels.native.arena import Arena
 ISAS: dict[str, _native.Isa] = {isa.name: isa for isa in _native.runnable_isas()}
 """Instruction sets that this machine runs, the best one first."""
 
+
+def choose_isa(wanted: str | None) -> str:
+    """The name of an instruction set in ISAS: the best one unless told.
+
+    Raises KernelError for one that this machine does not run.
+    """
+    if wanted is not None and wanted not in ISAS:
+        raise KernelError(f"isa is {wanted!r}; this machine runs {', '.join(ISAS)}")
+    return wanted or next(iter(ISAS))
+
+
 DTYPES = {
     torch.float32: _native.DType.float32,
     torch.bfloat16: _native.DType.bfloat16,
@@ -77,6 +88,8 @@ class Replay:
         self._recording = recording
         self._forward = forward  # has the tensors whose addresses are on the tape
         self.result = result
+        # A view takes torch longer than all of the rest here.
+        self._views: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
         """Number of ops."""
@@ -88,7 +101,14 @@ class Replay:
         They are valid until the next call.
         """
         self._recording.tape.replay(self._isa, self._pool, tokens, logits)
-        return self.result[:logits]
+        return self.first(logits)
+
+    def first(self, logits: int) -> Tensor:
+        """So many rows of the result: always the same tensor."""
+        view = self._views.get(logits)
+        if view is None:
+            view = self._views[logits] = self.result[:logits]
+        return view
 
 
 class Runner:

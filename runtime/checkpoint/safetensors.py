@@ -12,6 +12,7 @@ import json
 import math
 import mmap
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,8 +176,7 @@ def _parse_header(data: mmap.mmap, path: Path) -> tuple[dict[str, TensorInfo], d
 def _object_without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        doubled = next(name for name in names if names.count(name) > 1)
+        doubled, _ = Counter(name for name, _ in pairs).most_common(1)[0]
         raise ValueError(f"the key {doubled!r} appears twice")
     return result
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import msgspec
@@ -14,21 +15,30 @@ from starlette.responses import Response
 
 from qwell.runtime.errors import RequestError
 from qwell.runtime.messages import EngineInfo
-from qwell.server.generation import Generation, Job, check_prompt_fits
+from qwell.runtime.thinking import Thinking, thinking_of
+from qwell.server.answer.call_grammar import call_grammar
+from qwell.server.answer.forms import answer_form, call_format
+from qwell.server.answer.parser import AnswerForm
+from qwell.server.answer.reasoning import OPEN
+from qwell.server.generation import Delta, Generation, Job, check_prompt_fits
 from qwell.server.json_body import JsonResponse, read_json
 from qwell.server.protocol.chat import (
-    AnswerMessage,
+    ChatRequest,
+    check_chat,
+    requested_logprobs,
+    requested_max_tokens,
+    requested_tools,
+)
+from qwell.server.protocol.chat_answer import (
     ChatChoice,
     ChatChunk,
     ChatCompletion,
     ChatDelta,
-    ChatRequest,
+    ChoiceParts,
     ChunkChoice,
-    check_chat,
-    requested_logprobs,
-    requested_max_tokens,
-    template_messages,
+    whole_message,
 )
+from qwell.server.protocol.chat_messages import template_messages
 from qwell.server.protocol.common import (
     Usage,
     choice_params,
@@ -38,10 +48,25 @@ from qwell.server.protocol.common import (
     usage,
 )
 from qwell.server.protocol.logprobs import chat_logprobs
-from qwell.server.service import Service, system_fingerprint
+from qwell.server.protocol.structured_outputs import RequestedGrammar, requested_grammar
+from qwell.server.protocol.thinking import template_variables
+from qwell.server.service import Service, TextSide, system_fingerprint
 from qwell.server.sse import EventStream
 
 _decoder = msgspec.json.Decoder(ChatRequest)
+# More than the longest tag and white space behind it have, should they be cut into bytes.
+_TAIL_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """A conversation as the model sees it, and what its answer will look like or has to."""
+
+    ids: list[int]
+    form: AnswerForm
+    legacy: bool
+    grammar: RequestedGrammar | None
+    thinking: Thinking | None
 
 
 async def create_chat_completion(service: Service, request: Request) -> Response:
@@ -50,25 +75,26 @@ async def create_chat_completion(service: Service, request: Request) -> Response
     body = await read_json(request, _decoder, service.max_body_bytes)
     service.check_model(body.model)
     check_chat(body)
-    template = service.text.chat_template
-    if template is None:
-        raise RequestError(
-            "the served checkpoint has no chat template (it is a base model); use /v1/completions",
-            param="messages",
-        )
-    messages = template_messages(body)
-    prompt_ids = await asyncio.to_thread(template.encode, messages, service.text.tokenizer)
-    max_tokens = _max_tokens(body, prompt_ids, info)
+    prompt = await asyncio.to_thread(_prompt, body, service.text)
     logprobs = requested_logprobs(body)
+    if prompt.grammar is not None:
+        await service.grammars.check(*prompt.grammar)
     params = choice_params(
-        body, service.text.defaults, max_tokens, info.vocab_size, logprobs=logprobs
+        body,
+        service.text.defaults,
+        _max_tokens(body, prompt.ids, info),
+        info.vocab_size,
+        logprobs=logprobs,
+        grammar=None if prompt.grammar is None else prompt.grammar.grammar,
+        thinking=prompt.thinking,
     )
 
     answer_id, created = new_id("chatcmpl"), int(time.time())
     fingerprint = system_fingerprint(info)
-    jobs = [Job(prompt_ids, choice, *place_of(body)) for choice in params]
+    jobs = [Job(prompt.ids, choice, *place_of(body)) for choice in params]
     generation = Generation(service.engine, service.text.tokenizer, jobs, prompt_param="messages")
     await generation.start()
+    parts = [ChoiceParts(prompt.form, legacy=prompt.legacy) for _ in jobs]
     if body.stream:
         chunk = partial(
             ChatChunk,
@@ -77,8 +103,7 @@ async def create_chat_completion(service: Service, request: Request) -> Response
             model=body.model,
             system_fingerprint=fingerprint,
         )
-        chunks = _chunks(chunk, generation, len(prompt_ids), includes_usage(body))
-        return EventStream(generation, chunks)
+        return EventStream(generation, _chunks(chunk, generation, parts, includes_usage(body)))
     choices = await generation.texts()
     answer = ChatCompletion(
         id=answer_id,
@@ -88,15 +113,47 @@ async def create_chat_completion(service: Service, request: Request) -> Response
         choices=[
             ChatChoice(
                 index,
-                AnswerMessage(choice.text),
-                choice.finish_reason,
+                whole_message([*part.push(choice.text), *part.finish()]),
+                part.finish_reason(choice.finish_reason),
                 None if logprobs is None else chat_logprobs(service.text.tokenizer, choice.tokens),
             )
-            for index, choice in enumerate(choices)
+            for index, (choice, part) in enumerate(zip(choices, parts, strict=True))
         ],
-        usage=_usage(len(prompt_ids), generation),
+        usage=_usage(generation, parts),
     )
     return JsonResponse(answer)
+
+
+def _prompt(request: ChatRequest, text: TextSide) -> _Prompt:
+    template = text.chat_template
+    if template is None:
+        raise RequestError(
+            "the served checkpoint has no chat template (it is a base model); use /v1/completions",
+            param="messages",
+        )
+    tools = requested_tools(request)
+    calls = call_format(template, tools)
+    grammar = requested_grammar(request.structured_outputs, request.response_format)
+    if calls is not None:
+        grammar = call_grammar(calls, tools, grammar)
+    ids = template.encode(
+        template_messages(request.messages, template.source),
+        text.tokenizer,
+        tools=tools.for_template,
+        variables=template_variables(
+            request.chat_template_kwargs, request.reasoning_effort, template
+        ),
+    )
+    thinks, thinking = OPEN in template.source, None
+    if request.thinking_budget is not None or (thinks and grammar is not None):
+        thinking = thinking_of(ids, text.tokenizer, request.thinking_budget)
+    form = answer_form(
+        text.tokenizer.decode(ids[-_TAIL_TOKENS:], skip_special=False),
+        thinks=thinks or thinking is not None,
+        calls=calls,
+        one_call=tools.one_call,
+    )
+    return _Prompt(ids, form, tools.legacy, grammar, thinking)
 
 
 def _max_tokens(request: ChatRequest, prompt_ids: list[int], info: EngineInfo) -> int:
@@ -109,24 +166,45 @@ def _max_tokens(request: ChatRequest, prompt_ids: list[int], info: EngineInfo) -
 
 
 async def _chunks(
-    answer: partial[ChatChunk], generation: Generation, prompt_tokens: int, with_usage: bool
+    answer: partial[ChatChunk],
+    generation: Generation,
+    parts: Sequence[ChoiceParts],
+    with_usage: bool,
 ) -> AsyncIterator[ChatChunk]:
     chunk = partial(answer, usage=None if with_usage else UNSET)
-    for index in range(len(generation.jobs)):
+    for index in range(len(parts)):
         yield chunk(choices=[ChunkChoice(index, ChatDelta(role="assistant", content=""))])
     async for delta in generation.deltas():
-        content = delta.text if delta.finish_reason is None else UNSET
-        logprobs = chat_logprobs(generation.tokenizer, delta.tokens) if delta.tokens else None
-        yield chunk(
-            choices=[
-                ChunkChoice(delta.index, ChatDelta(content=content), delta.finish_reason, logprobs)
-            ]
-        )
+        for choice in _chunk_choices(generation, delta, parts[delta.index]):
+            yield chunk(choices=[choice])
     if with_usage:
-        yield answer(choices=[], usage=_usage(prompt_tokens, generation))
+        yield answer(choices=[], usage=_usage(generation, parts))
 
 
-def _usage(prompt_tokens: int, generation: Generation) -> Usage:
-    # The other choices find the prompt that the first has computed.
-    cached_tokens = generation.cached_tokens[0]
-    return usage(prompt_tokens, generation.completion_tokens, cached_tokens)
+def _chunk_choices(generation: Generation, delta: Delta, parts: ChoiceParts) -> list[ChunkChoice]:
+    """One for each part of the answer that is certain now, and for the end; tokens are in one."""
+    index = delta.index
+    added = parts.push(delta.text)
+    if delta.finish_reason is not None:
+        added += parts.finish()
+    choices = [ChunkChoice(index, part) for part in added]
+    if delta.tokens:
+        choices = choices or [ChunkChoice(index, ChatDelta(content=""))]
+        choices[0].logprobs = chat_logprobs(generation.tokenizer, delta.tokens)
+    if delta.finish_reason is not None:
+        reason = parts.finish_reason(delta.finish_reason)
+        choices.append(ChunkChoice(index, ChatDelta(), reason))
+    return choices
+
+
+def _usage(generation: Generation, parts: Sequence[ChoiceParts]) -> Usage:
+    return usage(
+        len(generation.jobs[0].prompt_ids),
+        generation.completion_tokens,
+        # The other choices find the prompt that the first has computed.
+        generation.cached_tokens[0],
+        sum(
+            generation.tokens_of_start(index, part.thought_chars)
+            for index, part in enumerate(parts)
+        ),
+    )

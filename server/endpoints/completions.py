@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from qwell.runtime.errors import RequestError
 from qwell.runtime.tokenizer import Tokenizer
-from qwell.server.generation import Generation, Job, ScoredToken
+from qwell.server.generation import ChoiceText, Generation, Job, ScoredToken
 from qwell.server.json_body import JsonResponse, read_json
 from qwell.server.protocol.common import (
     Usage,
@@ -30,9 +30,12 @@ from qwell.server.protocol.completions import (
     CompletionChoice,
     CompletionRequest,
     check_completion,
+    computed_choices,
+    computed_logprobs,
     prompts_of,
 )
 from qwell.server.protocol.logprobs import CompletionLogprobs, CompletionScores
+from qwell.server.protocol.structured_outputs import requested_grammar
 from qwell.server.service import Service, system_fingerprint
 from qwell.server.sse import EventStream
 
@@ -46,13 +49,19 @@ async def create_completion(service: Service, request: Request) -> Response:
     service.check_model(body.model)
     check_completion(body)
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    grammar = requested_grammar(body.structured_outputs)
+    if grammar is not None:
+        await service.grammars.check(*grammar)
+    each = computed_choices(body)
     params = choice_params(
         body,
         service.text.defaults,
         max_tokens,
         info.vocab_size,
-        logprobs=body.logprobs,
+        logprobs=computed_logprobs(body),
         prompt_logprobs=body.logprobs if body.echo else None,
+        grammar=None if grammar is None else grammar.grammar,
+        count=each,
     )
     prompts = prompts_of(body)
     tokenizer = service.text.tokenizer
@@ -65,16 +74,19 @@ async def create_completion(service: Service, request: Request) -> Response:
         model=body.model,
         system_fingerprint=system_fingerprint(info),
     )
-    place = place_of(body)
-    jobs = [Job(prompt_ids, choice, *place) for prompt_ids in encoded for choice in params]
+    place, tell_ids = place_of(body), bool(body.return_token_ids)
+    jobs = [
+        Job(prompt_ids, choice, *place, tell_ids) for prompt_ids in encoded for choice in params
+    ]
     generation = Generation(service.engine, tokenizer, jobs, prompt_param="prompt")
     await generation.start()
-    count = partial(_usage, generation, sum(map(len, encoded)), len(params))
-    echoes = _echoes(tokenizer, prompts, len(params)) if body.echo else [""] * len(jobs)
+    count = partial(_usage, generation, sum(map(len, encoded)), each)
+    echoes = _echoes(tokenizer, prompts, each) if body.echo else [""] * len(jobs)
     if body.stream:
         chunks = _chunks(answer, generation, echoes, count if includes_usage(body) else None)
         return EventStream(generation, chunks)
-    return JsonResponse(await _whole(answer, generation, echoes, count))
+    choices = await _whole(generation, echoes, body)
+    return JsonResponse(answer(choices=choices, usage=count()))
 
 
 def _usage(generation: Generation, prompt_tokens: int, choices_each: int) -> Usage:
@@ -106,28 +118,36 @@ def _echoes(
 
 
 async def _whole(
-    answer: partial[Completion],
-    generation: Generation,
-    echoes: Sequence[str],
-    count: Callable[[], Usage],
-) -> Completion:
+    generation: Generation, echoes: Sequence[str], body: CompletionRequest
+) -> list[CompletionChoice]:
     choices = await generation.texts()
-    return answer(
-        choices=[
-            CompletionChoice(
-                echo + choice.text,
-                index,
-                choice.finish_reason,
-                _prompt_logprobs(generation, choice.prompt) + scores.piece(choice.tokens)
-                if scores is not None
-                else None,
-            )
-            for index, (echo, choice, scores) in enumerate(
-                zip(echoes, choices, _scores(generation, echoes), strict=True)
-            )
-        ],
-        usage=count(),
-    )
+    all_scores = _scores(generation, echoes)
+    told: list[CompletionChoice] = []
+    for place in _best(choices, computed_choices(body), body.n or 1):
+        choice, scores, logprobs = choices[place], all_scores[place], None
+        if body.logprobs is not None and scores is not None:
+            logprobs = _prompt_logprobs(generation, choice.prompt) + scores.piece(choice.tokens)
+        text = echoes[place] + choice.text
+        answer = CompletionChoice(text, len(told), choice.finish_reason, logprobs)
+        if body.return_token_ids:
+            answer.token_ids = choice.token_ids
+            answer.prompt_token_ids = generation.jobs[place].prompt_ids
+        told.append(answer)
+    return told
+
+
+def _best(choices: Sequence[ChoiceText], each: int, n: int) -> Sequence[int]:
+    """Places of the `n` of every `each` choices with the highest log-probability per token."""
+    places = range(len(choices))
+    if each == n:
+        return places
+
+    def score(place: int) -> float:
+        scores = [token.score.logprob for token in choices[place].tokens if token.score]
+        return sum(scores) / len(scores) if scores else 0.0
+
+    groups = [places[first : first + each] for first in places[::each]]
+    return [place for group in groups for place in sorted(group, key=score, reverse=True)[:n]]
 
 
 async def _chunks(
@@ -139,8 +159,10 @@ async def _chunks(
     chunk = partial(answer, usage=UNSET if count is None else None)
     all_scores = _scores(generation, echoes)
     for index, (echo, job) in enumerate(zip(echoes, generation.jobs, strict=True)):
-        if echo and job.params.prompt_logprobs is None:
-            yield chunk(choices=[CompletionChoice(echo, index)])
+        ids = job.prompt_ids if job.tell_ids else UNSET
+        if (echo and job.params.prompt_logprobs is None) or ids is not UNSET:
+            text = echo if job.params.prompt_logprobs is None else ""
+            yield chunk(choices=[CompletionChoice(text, index, prompt_token_ids=ids)])
     async for delta in generation.deltas():
         text, scores = delta.text, all_scores[delta.index]
         logprobs = None
@@ -149,7 +171,9 @@ async def _chunks(
             logprobs = _prompt_logprobs(generation, delta.prompt)
         elif delta.tokens and scores is not None:
             logprobs = scores.piece(delta.tokens)
-        yield chunk(choices=[CompletionChoice(text, delta.index, delta.finish_reason, logprobs)])
+        token_ids = delta.token_ids or UNSET
+        choice = CompletionChoice(text, delta.index, delta.finish_reason, logprobs, token_ids)
+        yield chunk(choices=[choice])
     if count is not None:
         yield answer(choices=[], usage=count())
 

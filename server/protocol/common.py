@@ -12,16 +12,21 @@ from msgspec import Meta
 
 from qwell.runtime.checkpoint.generation_config import GenerationDefaults
 from qwell.runtime.errors import RequestError
+from qwell.runtime.grammar import Grammar
 from qwell.runtime.sampling_params import (
     MAX_LOGPROBS,
     SEED_RANGE,
     SamplingParams,
     check_token_ids,
 )
+from qwell.runtime.thinking import Thinking
+from qwell.server.protocol.structured_outputs import StructuredOutputs
 
 T = TypeVar("T")
 
 MAX_CHOICES = 128
+MAX_BIASES = 1024
+MAX_STOP_TOKEN_IDS = 128
 _MOST_DIGITS = 9  # of a token id
 
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -47,7 +52,8 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
 class SamplingRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The fields of both request types. Beyond OpenAI's: `top_k`, `min_p`, `typical_p`,
     `repetition_penalty`, `allowed_token_ids`, `bad_token_ids`, `min_tokens`, `stop_token_ids`,
-    `include_stop_str_in_output`, `ignore_eos`, `priority` and `cache_salt`."""
+    `include_stop_str_in_output`, `ignore_eos`, `priority`, `cache_salt` and
+    `structured_outputs`."""
 
     model: str
     max_tokens: Count | None = None
@@ -60,7 +66,7 @@ class SamplingRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     seed: Seed | None = None
     stop: str | list[str] | None = None
     include_stop_str_in_output: bool | None = None
-    stop_token_ids: list[TokenId] | None = None
+    stop_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_STOP_TOKEN_IDS)] | None = None
     allowed_token_ids: list[TokenId] | None = None
     bad_token_ids: list[TokenId] | None = None
     min_tokens: Count | None = None
@@ -73,13 +79,20 @@ class SamplingRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     user: str | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    structured_outputs: StructuredOutputs | None = None
+    logit_bias: Annotated[dict[str, float], Meta(max_length=MAX_BIASES)] | None = None
 
 
 class PromptTokensDetails(msgspec.Struct):
     """`cached_tokens` of the prompt were found in the prefix cache."""
 
     cached_tokens: int
+
+
+class CompletionTokensDetails(msgspec.Struct):
+    """`reasoning_tokens` of the generated ones were thinking, marks of its ends included."""
+
+    reasoning_tokens: int
 
 
 class Usage(msgspec.Struct):
@@ -89,15 +102,19 @@ class Usage(msgspec.Struct):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
 
 
-def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> Usage:
+def usage(
+    prompt_tokens: int, completion_tokens: int, cached_tokens: int, reasoning_tokens: int = 0
+) -> Usage:
     """The counts with their sum."""
     return Usage(
         prompt_tokens,
         completion_tokens,
         prompt_tokens + completion_tokens,
         PromptTokensDetails(cached_tokens),
+        CompletionTokensDetails(reasoning_tokens),
     )
 
 
@@ -153,8 +170,13 @@ def choice_params(
     *,
     logprobs: int | None,
     prompt_logprobs: int | None = None,
+    grammar: Grammar | None = None,
+    thinking: Thinking | None = None,
+    count: int | None = None,
 ) -> list[SamplingParams]:
-    """Parameters of each of the `n` choices: the request's, else the checkpoint's, else OpenAI's.
+    """Parameters of each choice: the request's, else the checkpoint's, else OpenAI's.
+
+    There are `n` of them, or `count`.
 
     Choice k of a seeded request is sampled with seed + k, so choice 0 is what n=1 gives.
 
@@ -186,13 +208,15 @@ def choice_params(
         ignore_eos=bool(request.ignore_eos),
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
+        grammar=grammar,
+        thinking=thinking,
     )
     # The engine checks the same, but not an endless list is to take up the pipe to it.
     check_token_ids(first, vocab_size)
-    count = request.n or 1
+    choices = range(request.n or 1 if count is None else count)
     if first.seed is None:
-        return [first] * count
-    return [replace(first, seed=_wrapped(first.seed + k)) for k in range(count)]
+        return [first for _ in choices]
+    return [replace(first, seed=_wrapped(first.seed + k)) for k in choices]
 
 
 def _first_given(given: T | None, default: T | None, otherwise: T) -> T:

@@ -23,27 +23,37 @@ from qwell.server.protocol.logprobs import CompletionLogprobs
 
 DEFAULT_MAX_TOKENS = 16
 
+MAX_BEST_OF = 20
+
 _NEUTRAL_VALUES: Mapping[str, tuple[object, ...]] = {"suffix": (None, "")}
+
+BestOf = Annotated[int, Meta(ge=0, le=MAX_BEST_OF)]
 
 
 class CompletionRequest(SamplingRequest, kw_only=True):
-    """Every field of OpenAI's, and the additions of `SamplingRequest`."""
+    """Every field of OpenAI's, and the additions of `SamplingRequest` and `return_token_ids`."""
 
     # One list type only: msgspec tells the four forms of OpenAI apart no further than this.
     prompt: str | Annotated[list[str | Count | list[Count]], Meta(min_length=1)]
     echo: bool | None = None
-    best_of: Count | None = None
+    best_of: BestOf | None = None
     logprobs: TopCount | None = None
     suffix: str | None = None
+    return_token_ids: bool | None = None
 
 
 class CompletionChoice(msgspec.Struct):
-    """One choice, or in a stream a piece of it."""
+    """One choice, or in a stream a piece of it.
+
+    Token ids are there where they are asked for; in a stream those of the prompt come once.
+    """
 
     text: str
     index: int
     finish_reason: FinishReason | None = None
     logprobs: CompletionLogprobs | None = None
+    token_ids: Sequence[int] | UnsetType = UNSET
+    prompt_token_ids: Sequence[int] | UnsetType = UNSET
 
 
 class Completion(msgspec.Struct, kw_only=True):
@@ -66,9 +76,24 @@ def check_completion(request: CompletionRequest) -> None:
     """
     check_common(request)
     refuse_unsupported(request, _NEUTRAL_VALUES)
-    if request.best_of is not None and request.best_of != (request.n or 1):
-        message = f"best_of other than n ({request.n or 1}) is not supported yet; leave it out"
+    n = request.n or 1
+    if request.best_of is not None and request.best_of < n:
+        message = f"best_of ({request.best_of}) must be at least n ({n})"
         raise RequestError(message, param="best_of")
+    if request.stream and computed_choices(request) > n:
+        message = "with best_of above n nothing can be streamed: the best are known at the end"
+        raise RequestError(message, param="best_of")
+
+
+def computed_choices(request: CompletionRequest) -> int:
+    """How many choices of each prompt are computed, of which `n` are told."""
+    return request.best_of or request.n or 1
+
+
+def computed_logprobs(request: CompletionRequest) -> int | None:
+    """How many likely tokens come with each token; the best choices are found by the chosen."""
+    is_ranked = computed_choices(request) > (request.n or 1)
+    return 0 if request.logprobs is None and is_ranked else request.logprobs
 
 
 def prompts_of(request: CompletionRequest) -> Sequence[str | list[int]]:
@@ -78,12 +103,14 @@ def prompts_of(request: CompletionRequest) -> Sequence[str | list[int]]:
         RequestError: forms are mixed, or there are too many choices.
     """
     prompts = _listed(request.prompt)
-    count = len(prompts) * (request.n or 1)
+    each = computed_choices(request)
+    count = len(prompts) * each
     if count > MAX_CHOICES:
+        field = "best_of" if request.best_of else "n"
         raise RequestError(
-            f"{len(prompts)} prompts with n={request.n or 1} are {count} choices; at most "
+            f"{len(prompts)} prompts with {field}={each} are {count} choices; at most "
             f"{MAX_CHOICES} are allowed",
-            param="n" if len(prompts) <= MAX_CHOICES else "prompt",
+            param=field if len(prompts) <= MAX_CHOICES else "prompt",
         )
     return prompts
 

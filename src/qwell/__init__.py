@@ -6,12 +6,13 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from qwell.runtime.cpu import require_numpy_that_runs
+from qwell.runtime.grammar import Grammar
 from qwell.runtime.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from qwell.runtime.llm import LLM
 
-__all__ = ["LLM", "SamplingParams", "__version__"]
+__all__ = ["LLM", "Grammar", "SamplingParams", "__version__"]
 __version__ = version("qwell")
 
 

@@ -206,7 +206,7 @@ class TestGenerate:
     def test_a_prompt_beyond_the_context_is_one_line(self, qwell: Run) -> None:
         run = qwell("generate", "--prompt", "one two three " * 20, "--max-model-len", "32")
         assert run.returncode == 1
-        assert "context is 32 tokens" in error_line(run)
+        assert "context length is 32 tokens" in error_line(run)
 
 
 @pytest.mark.usefixtures("demo_model")

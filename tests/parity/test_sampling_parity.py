@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.generation import logits_process as hf
 
 from qwell.kernels.registry import build_ops
-from qwell.runtime.sampler import sample_next, uniform
+from qwell.runtime.sampler import Sampler, uniform
 from qwell.runtime.sampling_params import SamplingParams
 from qwell.runtime.sequence import Sequence
 
@@ -68,4 +68,4 @@ def test_the_same_ids_are_drawn(settings: dict[str, Any], ops: Any) -> None:
     ]
     draws = torch.tensor([uniform(s.seed, s.num_generated) for s in sequences], dtype=torch.float64)
     wanted = expected(logits, texts, settings, draws)
-    assert sample_next(ops, logits, sequences).tolist() == wanted
+    assert torch.as_tensor(Sampler(ops).next_ids(logits, sequences)).tolist() == wanted

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,21 +9,16 @@ from typing import Any
 
 import openai
 import pytest
+from client_environments import client_python
 from serving import ServerProcess
-from tiny_tokenizers import tiny_backend
-
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+from text_folder import write_text_folder
 
 
 @pytest.fixture(scope="session")
 def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint folder without weights: a byte tokenizer and a ChatML template."""
     folder = tmp_path_factory.mktemp("text")
-    tiny_backend().save(str(folder / "tokenizer.json"))
-    (folder / "chat_template.jinja").write_text(CHATML)
+    write_text_folder(folder)
     return folder
 
 
@@ -63,17 +54,4 @@ def client(server: ServerProcess) -> Iterator[openai.OpenAI]:
 @pytest.fixture(scope="session")
 def old_openai_python() -> Path:
     """A Python that has openai 0.28.1, in an environment of its own that later runs reuse."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    environment = cache / "qwell-tests" / f"openai-0.28.1-python{version}"
-    python = environment / "bin" / "python"
-    if not python.exists():
-        building = environment.with_name(f"{environment.name}.{os.getpid()}")
-        subprocess.run([sys.executable, "-m", "venv", building], check=True)
-        pip = [building / "bin" / "python", "-m", "pip", "install", "--quiet"]
-        subprocess.run([*pip, "openai==0.28.1"], check=True)
-        try:
-            building.rename(environment)
-        except OSError:  # another run was faster
-            shutil.rmtree(building)
-    return python
+    return client_python("openai_0_28")

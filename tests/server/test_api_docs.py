@@ -63,7 +63,7 @@ def test_every_route_is_there(document: dict[str, Any]) -> None:
     service = Service(engine=None, text=None, served_model_names=(), max_body_bytes=1)  # type: ignore[arg-type]
     served = {route.path.replace(":path", "") for route in api_routes(service)}
 
-    assert served - {"/docs", "/openapi.json"} == set(document["paths"])
+    assert served - {"/docs", "/metrics", "/openapi.json"} == set(document["paths"])
 
 
 def test_the_page_has_every_route_and_type(server: ServerProcess, document: dict[str, Any]) -> None:

@@ -124,6 +124,43 @@ def test_every_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch)
     assert reached
 
 
+@pytest.mark.parametrize("path", ["/docs", "/openapi.json", "/metrics"])
+def test_a_browser_can_ask_for_the_key(guarded: ServerProcess, mode: str, path: str) -> None:
+    refused = get(guarded, path, None)
+    assert refused.status_code == 401
+    assert 'Basic realm="' in refused.headers["www-authenticate"]
+
+    assert get(guarded, path, basic("anyone", "wrong")).status_code == 401
+    assert get(guarded, path, basic("", KEY[:-1])).status_code == 401
+    for user in ("", "anyone"):
+        answer = get(guarded, path, basic(user, KEY))
+        assert answer.status_code == (401 if mode == "basic" else 200)
+
+
+@pytest.mark.parametrize("sent", [basic("x", "a"), basic("u", "p")])
+def test_basic_is_compared_with_all_in_constant_time(
+    monkeypatch: pytest.MonkeyPatch, sent: str
+) -> None:
+    compared = []
+
+    def compare_digest(given: bytes, key: bytes) -> bool:
+        compared.append(key)
+        return given == key
+
+    monkeypatch.setattr("qwell.server.auth.hmac.compare_digest", compare_digest)
+    reached = []
+
+    async def app(*_: object) -> None:
+        reached.append(True)
+
+    guard = Authentication(app, api_keys=("a", "b"), api_auth=("u", "p"), open_paths=())
+    headers = [(b"authorization", sent.encode())]
+    asyncio.run(guard({"type": "http", "path": "/x", "headers": headers}, app, app))
+
+    assert compared == [b"a", b"b", b"u:p"]
+    assert reached
+
+
 def test_health_is_open(guarded: ServerProcess) -> None:
     assert get(guarded, "/health", None).status_code == 200
 

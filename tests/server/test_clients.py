@@ -1,4 +1,4 @@
-"""Clients other than today's `openai`: completions and streams through each of them."""
+"""Programs that need no client of their own: what comes with the machine."""
 
 from __future__ import annotations
 
@@ -10,28 +10,6 @@ from pathlib import Path
 import pytest
 import requests
 from serving import PATIENCE_S, ServerProcess
-
-OLD_OPENAI = """
-import sys
-import openai
-openai.api_base = sys.argv[1] + "/v1"
-openai.api_key = "none"
-print(openai.Completion.create(model="m", prompt="say:hello").choices[0].text)
-print("".join(
-    chunk.choices[0].text
-    for chunk in openai.Completion.create(model="m", prompt="say:hello", stream=True)
-))
-messages = [{"role": "user", "content": "say:hello"}]
-print(openai.ChatCompletion.create(model="m", messages=messages).choices[0].message.content)
-print("".join(
-    chunk.choices[0].delta.get("content", "")
-    for chunk in openai.ChatCompletion.create(model="m", messages=messages, stream=True)
-))
-try:
-    openai.Completion.create(model="m", prompt="x", suffix="y")
-except openai.error.InvalidRequestError as error:
-    print(error.param)
-"""
 
 NODE = """
 const url = process.argv[1];
@@ -72,12 +50,6 @@ def program(name: str) -> str:
     path = shutil.which(name)
     assert path, f"{name} must be installed for this test"
     return path
-
-
-def test_old_openai_client(server: ServerProcess, old_openai_python: Path) -> None:
-    output = run_program(str(old_openai_python), "-c", OLD_OPENAI, server.url)
-
-    assert output.splitlines() == ["hello", "hello", "hello", "hello", "suffix"]
 
 
 def test_node_fetch(server: ServerProcess) -> None:

@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import re
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import openai
 import pytest
-from serving import PATIENCE_S, ServerProcess
+from serving import PATIENCE_S, ServerProcess, raw_request
 
 
 @pytest.fixture
 def fresh(start_server: Callable[..., ServerProcess]) -> ServerProcess:
     """A server whose engine has not aborted anything yet."""
     return start_server(engine_options={"max_model_len": 100_000})
-
-
-@contextmanager
-def raw_request(server: ServerProcess, path: str, body: dict[str, Any]) -> Iterator[socket.socket]:
-    """Send a request; leaving the block closes the connection."""
-    host, port = server.url.removeprefix("http://").split(":")
-    data = json.dumps({"model": "m", **body}).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
-    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as connection:
-        connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
-        yield connection
 
 
 def wait_for_report(server: ServerProcess, expected: str) -> None:
@@ -124,7 +112,8 @@ def test_a_reader_that_is_slow_holds_up_nobody(fresh: ServerProcess) -> None:
             assert data, "the stream broke off"
             received += data
 
-    assert received.count(b'"text":"x"') == 30_000
+    # The tokens that waited for it came several at once; none is missing.
+    assert sum(map(len, re.findall(rb'"text":"(x*)"', received))) == 30_000
 
 
 def test_a_huge_prompt_holds_up_nobody(fresh: ServerProcess) -> None:

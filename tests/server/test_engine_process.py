@@ -196,7 +196,8 @@ def test_messages_to_a_process_that_has_just_died(text_folder: Path) -> None:
         wait_until(lambda: not is_alive(process.pid))  # the event loop has not heard of it yet
         for number in range(10):
             process.send(Abort(str(number)))
-        heard = [message async for message in process.messages()]
+        heard: list[object] = []
+        await process.listen(heard.append)
         assert await process.stop() == "exit status 0"
         return heard
 

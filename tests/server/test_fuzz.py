@@ -1,106 +1,133 @@
-"""Bodies nobody would write: every one is answered, none with a 5xx, and the server lives."""
+"""Requests nobody would write: every one is answered, none with a 5xx, and nothing of them stays.
+
+2,000 here; `make fuzz` sends 20,000, others each time.
+"""
 
 from __future__ import annotations
 
-import json
-from typing import Any
+import http.client
+import os
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
 
+import msgspec
 import pytest
 import requests
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from serving import PATIENCE_S, ServerProcess
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from mutations import GOOD, Mutant, Mutator
+from schemathesis import GenerationMode
+from serving import PATIENCE_S, ServerProcess, anonymous_bytes
 
-JSON = {"Content-Type": "application/json"}
-PATHS = ["/v1/completions", "/v1/chat/completions"]
-
-scalars = (
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=20)
-    | st.sampled_from(["say:hi", "<|im_end|>", "\x00", "user", -1, 2**63, 1e308, 128, ""])
-)
-values = st.recursive(
-    scalars,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
-    max_leaves=6,
-)
-messages = st.lists(
-    st.fixed_dictionaries(
-        {"role": st.sampled_from(["user", "system", "assistant", "tool"]) | values},
-        optional={"content": values, "name": values, "tool_calls": values},
-    ),
-    max_size=3,
-)
-names = ["max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed"]
-names += ["stop", "n", "stream", "stream_options", "ignore_eos", "echo", "best_of", "logprobs"]
-names += ["typical_p", "presence_penalty", "frequency_penalty", "allowed_token_ids"]
-names += ["bad_token_ids", "stop_token_ids", "min_tokens", "include_stop_str_in_output"]
-names += [
-    "top_logprobs",
-    "logit_bias",
-    "suffix",
-    "user",
-    "tools",
-    "metadata",
-    "max_completion_tokens",
-    "zzz",
-]
-bodies = st.fixed_dictionaries(
-    {"model": st.just("m") | values},
-    optional={
-        "prompt": st.just("say:hi") | values,
-        "messages": messages | values,
-        **dict.fromkeys(names, values),
-    },
-)
-fuzzing = settings(
-    max_examples=80,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+REQUESTS = int(os.environ.get("QWELL_FUZZ_REQUESTS", "2000"))
+SEED = random.randrange(2**32) if "QWELL_FUZZ_REQUESTS" in os.environ else 1
+# Of these schemathesis makes some, from the OpenAPI document; it takes its time.
+BY_SCHEMA = REQUESTS // 10
+# What allocators and threads take while they find their size.
+GROWTH_BYTES = 3 << 20
 
 
-@pytest.fixture
-def session() -> Any:
-    with requests.Session() as session:
-        yield session
+@pytest.fixture(scope="module")
+def fuzzed(
+    text_folder: object, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
+    """A short context, so that no request takes long."""
+    log = tmp_path_factory.mktemp("fuzzed") / "log"
+    with ServerProcess(text_folder, log, engine_options={"max_model_len": 128}) as running:
+        yield running
 
 
-def check_answered(server: ServerProcess, answer: requests.Response) -> None:
-    assert answer.status_code < 500, answer.text
-    assert server.process.poll() is None
-    if answer.status_code != 200:
-        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+class Sender:
+    """Sends requests one after the other; the connection lives for as long as the server lets it.
+
+    Attributes:
+        statuses: how often each was the answer.
+    """
+
+    def __init__(self, server: ServerProcess) -> None:
+        self._connection = http.client.HTTPConnection(
+            server.url.removeprefix("http://"), timeout=PATIENCE_S
+        )
+        self.statuses: Counter[int] = Counter()
+
+    def send(self, mutant: Mutant) -> None:
+        """Send, and check that the answer is one that clients understand."""
+        headers = {name: value.encode("latin-1") for name, value in mutant.headers.items()}
+        self._connection.request(mutant.method, mutant.path, mutant.body or None, headers)
+        answer = self._connection.getresponse()
+        content = answer.read()
+        self.statuses[answer.status] += 1
+        assert answer.status < 500, (mutant, content)
+        assert b'"type":"server_error"' not in content, mutant
+        if answer.status >= 400 and mutant.method != "HEAD":
+            error = msgspec.json.decode(content)["error"]
+            assert set(error) == {"message", "type", "param", "code"}, mutant
 
 
-@fuzzing
-@given(path=st.sampled_from(PATHS), body=bodies)
-def test_json_bodies(
-    server: ServerProcess, session: requests.Session, path: str, body: dict[str, Any]
-) -> None:
-    data = json.dumps(body).encode()
-
-    answer = session.post(f"{server.url}{path}", data=data, headers=JSON, timeout=PATIENCE_S)
-
-    check_answered(server, answer)
+def check_well(server: ServerProcess) -> None:
+    """The next good request gets the right answer."""
+    assert server.complete("say:hi")["choices"][0]["text"] == "hi"
 
 
-@fuzzing
-@given(path=st.sampled_from(PATHS), body=st.binary(max_size=200), cut=st.integers(0, 60))
-def test_bytes(
-    server: ServerProcess, session: requests.Session, path: str, body: bytes, cut: int
-) -> None:
-    data = b'{"model": "m", "prompt": "say:hi", "stop": ["x"], "seed": 5}'[:cut] + body
-
-    answer = session.post(f"{server.url}{path}", data=data, headers=JSON, timeout=PATIENCE_S)
-
-    check_answered(server, answer)
-
-
-def test_the_engine_outlived_it_all(server: ServerProcess) -> None:
-    assert server.health() == (200, "ok")
-    assert "new engine" not in server.log
+def check_growth(server: ServerProcess, requests_left: int, send: Callable[[], None]) -> None:
+    """Send so many; server and engine are no larger than after the first third of them."""
+    pids = server.process.pid, server.worker_pid()
+    before = [0, 0]
+    for number in range(requests_left):
+        if number == requests_left // 3:
+            before = [anonymous_bytes(pid) for pid in pids]
+        if number % 100 == 0:
+            check_well(server)
+        send()
+    check_well(server)
+    growth = [anonymous_bytes(pid) - size for pid, size in zip(pids, before, strict=True)]
+    print(f"server and engine have grown by {[size >> 10 for size in growth]} KiB")
+    assert max(growth) < GROWTH_BYTES
+    assert pids == (server.process.pid, server.worker_pid())
     assert "Traceback" not in server.log
+
+
+def test_spoilt_requests(fuzzed: ServerProcess) -> None:
+    mutator, sender = Mutator(SEED), Sender(fuzzed)
+
+    check_growth(fuzzed, REQUESTS - BY_SCHEMA, lambda: sender.send(mutator.draw()))
+
+    print(f"seed {SEED}: {dict(sender.statuses)}")
+    # Neither all refused at the door nor all taken.
+    assert sender.statuses[200] > REQUESTS // 20
+    assert sender.statuses[400] > REQUESTS // 4
+    assert {404, 405, 415} <= set(sender.statuses)
+
+
+def test_requests_that_do_not_fit_the_document(fuzzed: ServerProcess) -> None:
+    document = requests.get(f"{fuzzed.url}/openapi.json", timeout=PATIENCE_S).json()
+    schema = schemathesis.openapi.from_dict(document)
+    schema.config.update(base_url=fuzzed.url)
+    operations = [operation.ok() for operation in schema.get_all_operations()]
+    operations = [operation for operation in operations if operation.body]
+    assert {operation.path for operation in operations} == set(GOOD)
+    sent = 0
+
+    for operation in operations:
+
+        @seed(SEED)
+        @settings(
+            max_examples=BY_SCHEMA // len(operations),
+            deadline=None,
+            database=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(case=operation.as_strategy(generation_mode=GenerationMode.NEGATIVE))
+        def check(case: schemathesis.Case) -> None:
+            nonlocal sent
+            sent += 1
+            answer = case.call(timeout=PATIENCE_S)
+            assert 400 <= answer.status_code < 500, answer.text
+            assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+        check()
+        check_well(fuzzed)
+    assert sent > BY_SCHEMA * 0.9
+    assert "Traceback" not in fuzzed.log

@@ -12,6 +12,8 @@ import pytest
 import requests
 from serving import PATIENCE_S, ServerProcess, error_of
 
+from qwell.server.listen import listen
+
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
 
@@ -120,6 +122,38 @@ def test_headers_have_a_limit(server: ServerProcess) -> None:
     assert server.health() == (200, "ok")
 
 
+CHUNKED = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"GET /",
+        b"GET /health HTTP/1.1\r\nX-Endless: ",
+        CHUNKED + b"Content-Type: application/json\r\n\r\n0\r\nX-Endless: ",
+        CHUNKED + b"Content-Type: application/json\r\n\r\n1;endless=",
+    ],
+    ids=["path", "header", "trailer", "chunk extension"],
+)
+def test_nothing_that_precedes_or_follows_a_body_is_endless(
+    server: ServerProcess, start: bytes
+) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as raw:
+        try:
+            raw.sendall(start)
+            for _ in range(100):
+                raw.sendall(b"x" * 16_384)
+            raw.shutdown(socket.SHUT_WR)
+            answer = raw.recv(100)
+        except ConnectionError:
+            pass  # closed while the rest was still on its way
+        else:
+            assert answer.startswith(b"HTTP/1.1 400 ")
+
+    assert server.health() == (200, "ok")
+
+
 def test_a_connection_lives_on_after_errors(server: ServerProcess) -> None:
     connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=PATIENCE_S)
     headers = {"Content-Type": "application/json"}
@@ -135,6 +169,14 @@ def test_a_connection_lives_on_after_errors(server: ServerProcess) -> None:
         assert connection.sock is first_socket
 
     assert statuses == [400, 404, 400]
+
+
+def test_small_packets_do_not_wait_for_acknowledgements() -> None:
+    (listener,) = listen("127.0.0.1", 0, loopback_only=True)
+    with listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_request_ids(server: ServerProcess) -> None:

@@ -20,7 +20,7 @@ SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync"
 FLAGS += " --disable-background-networking --disable-component-update"
 TEMPLATE = (
-    "{% if enable_thinking is defined and not enable_thinking %}{% endif %}"
+    "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )

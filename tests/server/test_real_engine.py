@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -84,6 +85,29 @@ def test_stream_and_plain_answer_are_the_same(tiny: ServerProcess) -> None:
             extra_body={"ignore_eos": True},
         )
         assert "".join(chunk.choices[0].text for chunk in stream) == plain
+
+
+def test_the_best_of_many_are_those_of_the_likeliest_tokens(tiny: ServerProcess) -> None:
+    body = {"prompt": ["abc", "de"], "seed": 3, "max_tokens": 6, "ignore_eos": True}
+    every = tiny.complete(**body, n=5, logprobs=0)
+    best = tiny.complete(**body, n=2, best_of=5)
+    scored = tiny.complete(**body, n=2, best_of=5, logprobs=2)
+
+    def mean(choice: dict[str, Any]) -> float:
+        scores = choice["logprobs"]["token_logprobs"]
+        return float(sum(scores) / len(scores))
+
+    groups = every["choices"][:5], every["choices"][5:]
+    ranked = [sorted(group, key=mean, reverse=True)[:2] for group in groups]
+    expected = [choice["text"] for group in ranked for choice in group]
+    assert [choice["text"] for choice in best["choices"]] == expected
+    assert expected != [group[place]["text"] for group in groups for place in (0, 1)]
+    assert [choice["index"] for choice in best["choices"]] == [0, 1, 2, 3]
+    assert [choice["logprobs"] for choice in best["choices"]] == [None] * 4
+    assert [choice["text"] for choice in scored["choices"]] == expected
+    assert all(len(c["logprobs"]["top_logprobs"]) == 6 for c in scored["choices"])
+    for answer in (best, scored):
+        assert answer["usage"]["completion_tokens"] == 2 * 5 * 6
 
 
 SCORED = {"seed": 5, "max_tokens": 30, "ignore_eos": True, "stop": "\x7f\x7f"}

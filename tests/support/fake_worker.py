@@ -4,15 +4,18 @@ The real loop runs a scripted engine, so that faults and timing are the test's t
 
     say:TEXT    generate TEXT byte by byte, then the end token
     slow:TEXT   the same with 10 ms a token
+    ids:1,2 3   generate tokens of these ids, those between commas in one step, then the end token
     hold        accept, and never give a token
     crash       end the process by SIGKILL, after the tokens of any say: before it
     params      generate the sampling parameters as JSON
     place       generate priority and cache salt
     report      generate how many requests run and how many were aborted
     full        refuse, as if too many were waiting
+    busy        the same, but only every other time
     again       say that all of the prompt but a token was cached
 
-Anything else is answered with "ok". With `ignore_eos` the text starts again at its end.
+The last that is said in a conversation counts. Anything else is answered with "ok". With
+`ignore_eos` the text starts again at its end. Log-probabilities are a function of the token's id.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import re
 import signal
 import socket
 import time
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,21 +36,31 @@ import msgspec
 from qwell.runtime.engine_loop import run
 from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.errors import RequestError
-from qwell.runtime.messages import EngineInfo, StartFailed, StepStats, TokenOutput, encode_frame
+from qwell.runtime.messages import (
+    EngineInfo,
+    Logprobs,
+    StartFailed,
+    StepStats,
+    TokenOutput,
+    encode_frame,
+)
 from qwell.runtime.sampling_params import SamplingParams
 from qwell.runtime.tokenizer import Tokenizer
 
 STEP_S = 0.01
 _SCRIPT = re.compile(r"(say|slow):(.*?)(?=<\|im_end\|>|crash|$)", re.DOTALL)
+_IDS = re.compile(r"ids:([\d, ]*)")
 
 
 @dataclass
 class _Request:
-    reply: Iterator[int]
+    reply: Iterator[list[int]]
+    params: SamplingParams
     left: int
     slow: bool
     crashes: bool
     cached_tokens: int
+    unscored_prompt: Sequence[int]
 
 
 class ScriptedEngine:
@@ -61,6 +75,7 @@ class ScriptedEngine:
         self._requests: dict[str, _Request] = {}
         self._held: set[str] = set()
         self._aborted = 0
+        self._busy = False
         self.info = EngineInfo(
             max_model_len=max_model_len,
             kv_cache_tokens=max_model_len,
@@ -93,26 +108,33 @@ class ScriptedEngine:
                 raise RequestError(f"token id {token_id} is out of range", param="prompt")
         if len(prompt_ids) + params.max_tokens > limit:
             raise RequestError(
-                f"context is {limit} tokens, asked for {len(prompt_ids) + params.max_tokens}",
+                f"this model's maximum context length is {limit} tokens, but "
+                f"{len(prompt_ids) + params.max_tokens} were asked for",
                 param="max_tokens",
                 code="context_length_exceeded",
             )
         prompt = self._tokenizer.decode(prompt_ids, skip_special=False)
-        if "full" in prompt:
+        self._busy ^= "busy" in prompt
+        if "full" in prompt or ("busy" in prompt and self._busy):
             raise RequestError("0 requests wait already", code="queue_full")
         if "hold" in prompt:
             self._held.add(request_id)
             return
-        script = _SCRIPT.search(prompt)
+        script = _script(prompt)
         self._requests[request_id] = _Request(
             reply=self._reply(
-                f"{priority} {cache_salt}" if "place" in prompt else self._text(prompt, params),
+                _steps(
+                    prompt,
+                    f"{priority} {cache_salt}" if "place" in prompt else self._text(prompt, params),
+                ),
                 params.ignore_eos,
             ),
+            params=params,
             left=params.max_tokens,
             slow=script is not None and script[1] == "slow",
             crashes="crash" in prompt,
             cached_tokens=len(prompt_ids) - 1 if "again" in prompt else 0,
+            unscored_prompt=() if params.prompt_logprobs is None else prompt_ids[1:],
         )
 
     def abort(self, request_id: str) -> None:
@@ -127,21 +149,37 @@ class ScriptedEngine:
         return [self._advance(name, request) for name, request in list(self._requests.items())]
 
     def _advance(self, name: str, request: _Request) -> TokenOutput:
-        if request.left == 0:
-            del self._requests[name]
-            return TokenOutput(name, [], "length")
-        token_id = next(request.reply)
-        cached, request.cached_tokens = request.cached_tokens, 0
-        request.left -= 1
-        if token_id == self._end and request.crashes:
+        drawn = next(request.reply)[: request.left]
+        request.left -= len(drawn)
+        ended = self._end in drawn
+        if ended and request.crashes:
             os.kill(os.getpid(), signal.SIGKILL)
-        if token_id != self._end and request.left:
-            return TokenOutput(name, [token_id], None, cached)
-        del self._requests[name]
-        return TokenOutput(name, [token_id], "stop" if token_id == self._end else "length", cached)
+        if ended or not request.left:
+            del self._requests[name]
+        cached, request.cached_tokens = request.cached_tokens, 0
+        unscored, request.unscored_prompt = request.unscored_prompt, ()
+        return TokenOutput(
+            name,
+            drawn,
+            "stop" if ended else None if request.left else "length",
+            cached,
+            logprobs=self._scores(drawn, request.params.logprobs),
+            prompt_logprobs=self._scores(unscored, request.params.prompt_logprobs),
+        )
+
+    def _scores(self, token_ids: Sequence[int], top: int | None) -> Logprobs | None:
+        if top is None or not token_ids:
+            return None
+        vocab_size = self.info.vocab_size
+        likely = [(token_id + 1 + k) % vocab_size for token_id in token_ids for k in range(top)]
+        return Logprobs(
+            chosen=array("f", [-token_id / 8 for token_id in token_ids]).tobytes(),
+            top_ids=array("i", likely).tobytes(),
+            top=array("f", [-token_id / 16 for token_id in likely]).tobytes(),
+        )
 
     def _text(self, prompt: str, params: SamplingParams) -> str:
-        script = _SCRIPT.search(prompt)
+        script = _script(prompt)
         if script is not None:
             return script[2]
         if "crash" in prompt:
@@ -153,11 +191,23 @@ class ScriptedEngine:
             return f"running={running} aborted={self._aborted}"
         return "ok"
 
-    def _reply(self, text: str, endless: bool) -> Iterator[int]:
+    def _reply(self, steps: list[list[int]], endless: bool) -> Iterator[list[int]]:
         while True:
-            yield from text.encode()
+            yield from steps
             if not endless:
-                yield self._end
+                yield [self._end]
+
+
+def _script(prompt: str) -> re.Match[str] | None:
+    return max(_SCRIPT.finditer(prompt), key=re.Match.start, default=None)
+
+
+def _steps(prompt: str, text: str) -> list[list[int]]:
+    """The tokens of each step: those of `ids:` in the prompt, else the bytes of `text`."""
+    ids = _IDS.search(prompt)
+    if ids is None:
+        return [[byte] for byte in text.encode()]
+    return [[int(token_id) for token_id in step.split(",")] for step in ids[1].split()]
 
 
 def main() -> None:

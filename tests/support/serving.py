@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -146,6 +149,33 @@ class ServerProcess:
         found = _LISTENING.search(self.log)
         assert found is not None
         return found[1]
+
+
+def anonymous_bytes(pid: int) -> int:
+    """Memory of a process that is its own, in RAM; files that it maps do not count."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (kilobytes,) = re.findall(r"^RssAnon:\s+(\d+) kB$", status, flags=re.MULTILINE)
+    return int(kilobytes) << 10
+
+
+@contextmanager
+def raw_request(
+    server: ServerProcess, path: str, body: dict[str, Any], *, receive_buffer: int | None = None
+) -> Iterator[socket.socket]:
+    """Send a request; leaving the block closes the connection.
+
+    `receive_buffer` bounds the bytes that arrive unread.
+    """
+    host, port = server.url.removeprefix("http://").split(":")
+    data = json.dumps({"model": "m", **body}).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+    with socket.socket() as connection:
+        connection.settimeout(PATIENCE_S)
+        if receive_buffer is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        connection.connect((host, int(port)))
+        connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+        yield connection
 
 
 def error_of(answer: requests.Response, status: int) -> dict[str, Any]:

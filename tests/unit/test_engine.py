@@ -104,8 +104,8 @@ def test_abort_at_any_moment(folder: Path, steps: int) -> None:
         ([], 8, "the prompt is empty", None),
         ([199], 8, r"token id 199; ids must be in 0\.\.198", None),
         ([-1], 8, "token id -1", None),
-        ([1] * 250, 8, r"context is 256 tokens, but 258 .*250 in the prompt, 8", "context"),
-        ([1] * 300, 1, "context is 256 tokens, but 301", "context"),
+        ([1] * 250, 8, r"context length is 256 tokens, but 258 .*250 in the prompt, 8", "context"),
+        ([1] * 300, 1, "context length is 256 tokens, but 301", "context"),
     ],
 )
 def test_requests_that_cannot_be_served(
@@ -144,7 +144,7 @@ def test_requests_that_wait_for_blocks_fill_the_queue_too(folder: Path) -> None:
 def test_what_can_never_fit_is_refused_also_where_the_cache_is_the_limit(tmp_path: Path) -> None:
     make_checkpoint(tmp_path, max_position_embeddings=4096)
     engine = start_engine(tmp_path, kv_cache_tokens=512)
-    with pytest.raises(RequestError, match="context is 512 tokens, but 513") as error:
+    with pytest.raises(RequestError, match="context length is 512 tokens, but 513") as error:
         engine.add("never", [1] * 500, params(13))
     assert error.value.code == "context_length_exceeded"
     engine.add("fits", [1] * 500, params(12))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from qwell.kernels.errors import KernelError
 from qwell.kernels.native.runner import Runner
-from qwell.runtime.batch import Batch, build_batch
+from qwell.runtime.batch import Layout, lay_out
 from qwell.runtime.block_pool import BlockPool
 from qwell.runtime.engine import Engine
 from qwell.runtime.engine_options import EngineOptions
@@ -68,7 +68,7 @@ class Steps:
             blocks = pool.take(blocks_for(length))[::-1]
             self.sequences.append(Sequence(str(i), ids, length, SamplingParams(), i, blocks=blocks))
 
-    def batch(self, counts: Iterable[int]) -> Batch:
+    def layout(self, counts: Iterable[int]) -> Layout:
         """Sequence i goes on by counts[i] tokens, decodes first as the scheduler has them."""
         chunks = []
         for sequence, count in zip(self.sequences, counts, strict=True):
@@ -77,7 +77,7 @@ class Steps:
                 chunks.append(Chunk(sequence, sequence.num_computed, end))
                 sequence.num_computed = end
         chunks.sort(key=lambda chunk: chunk.end - chunk.start)
-        return build_batch(chunks, BLOCK_SIZE, CPU, all_logits=len(chunks) == 1)
+        return lay_out(chunks, BLOCK_SIZE, all_logits=len(chunks) == 1)
 
 
 LENGTHS = [200, 90, 33, 150, 60, 17]
@@ -102,12 +102,11 @@ def logits_of_both(
     steps = Steps(eager.num_blocks, LENGTHS)
     logits = []
     for step in counts:
-        batch = steps.batch(step)
-        if len(batch.logit_rows) > MAX_SEQS:
-            batch.logit_rows.resize_(MAX_SEQS)
-        assert replayed.serves(batch)
-        expected = eager.decoder.forward(batch, eager.cache)
-        logits.append((expected, replayed.run(batch).clone()))
+        layout = steps.layout(step)
+        del layout.logit_rows[MAX_SEQS:]
+        assert replayed.serves(layout)
+        expected = eager.decoder.forward(layout.to_device(CPU), eager.cache)
+        logits.append((expected, replayed.run(layout).clone()))
     return logits
 
 
@@ -149,13 +148,13 @@ def test_what_was_recorded_outlives_the_model(folder: Path) -> None:
 
 def test_batches_that_do_not_fit_are_left_to_the_decoder(folder: Path) -> None:
     replayed = record(load(folder))
-    fits = Steps(64, [MAX_TOKENS]).batch([MAX_TOKENS])
-    fits.logit_rows.resize_(MAX_SEQS)
+    fits = Steps(64, [MAX_TOKENS]).layout([MAX_TOKENS])
+    del fits.logit_rows[MAX_SEQS:]
     assert replayed.serves(fits)
-    assert not replayed.serves(Steps(64, [MAX_TOKENS + 1]).batch([MAX_TOKENS + 1]))
-    assert not replayed.serves(Steps(64, [1] * (MAX_SEQS + 1)).batch([1] * (MAX_SEQS + 1)))
+    assert not replayed.serves(Steps(64, [MAX_TOKENS + 1]).layout([MAX_TOKENS + 1]))
+    assert not replayed.serves(Steps(64, [1] * (MAX_SEQS + 1)).layout([1] * (MAX_SEQS + 1)))
     # One row of logits too many.
-    assert not replayed.serves(Steps(64, [MAX_SEQS + 1]).batch([MAX_SEQS + 1]))
+    assert not replayed.serves(Steps(64, [MAX_SEQS + 1]).layout([MAX_SEQS + 1]))
 
 
 # Tokens of the prompt, and of the completion.
@@ -183,10 +182,10 @@ def test_an_engine_replays_every_step_with_the_bits_of_an_eager_one(
     folder: Path, weights: str
 ) -> None:
     eager, expected = all_logits(folder, weights=weights, eager=True, threads=1)
-    assert eager.forward.captured is None
+    assert eager.forward.recorded is None
     for threads in (1, 3):
         engine, logits = all_logits(folder, weights=weights, threads=threads)
-        assert isinstance(engine.forward.captured, RecordedForward)
+        assert engine.forward.recorded is not None
         assert len(logits) == len(expected) > 200
         assert all(map(torch.equal, logits, expected))
 
@@ -204,7 +203,7 @@ def test_models_with_an_op_that_is_not_native_run_op_by_op(
     folder: Path, options: dict[str, object]
 ) -> None:
     engine = start_engine(folder, **options)
-    assert engine.forward.captured is None
+    assert engine.forward.recorded is None
     assert len(greedy(engine, [5, 3, 8], 4)) == 4
 
 

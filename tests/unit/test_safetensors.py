@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from qwell.runtime.checkpoint.safetensors import SafetensorsFile
+from qwell.runtime.checkpoint.safetensors import MAX_TENSORS, SafetensorsFile
 from qwell.runtime.errors import CheckpointError
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -110,6 +110,33 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
     with pytest.raises(CheckpointError) as error:
         SafetensorsFile(path)
     assert str(path) in str(error.value)
+
+
+def test_a_header_as_large_as_its_file_allows_is_too_large(tmp_path: Path) -> None:
+    path = tmp_path / "large.safetensors"
+    with path.open("wb") as file:
+        file.write((100_000_001).to_bytes(8, "little"))
+        file.truncate(200_000_000)  # a hole: it takes no room
+
+    with pytest.raises(CheckpointError, match="at most 100000000 are allowed"):
+        SafetensorsFile(path)
+
+
+def test_a_header_of_too_many_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert MAX_TENSORS <= 200_000
+    monkeypatch.setattr("qwell.runtime.checkpoint.safetensors.MAX_TENSORS", 100)
+    header = {f"x{number}": entry([0], 0, 0) for number in range(101)}
+
+    with pytest.raises(CheckpointError, match="101 tensors; at most 100 are allowed"):
+        SafetensorsFile(write(tmp_path / "many.safetensors", header))
+
+
+def test_a_name_twice_among_very_many_takes_no_time_to_tell(tmp_path: Path) -> None:
+    names = [f"x{number}" for number in range(200_000)]
+    header = ",".join(f'"{name}":0' for name in [*names, names[-1]]).encode()
+
+    with pytest.raises(CheckpointError, match="'x199999' appears twice"):
+        SafetensorsFile(write(tmp_path / "twice.safetensors", b"{" + header + b"}"))
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 7])

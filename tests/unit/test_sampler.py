@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from qwell.kernels.registry import build_ops
 from qwell.runtime.errors import RequestError
-from qwell.runtime.sampler import sample_next, uniform
+from qwell.runtime.sampler import Sampler, uniform
 from qwell.runtime.sampling_params import SamplingParams
 from qwell.runtime.sequence import Sequence
 
@@ -21,10 +21,14 @@ OPS = build_ops(torch.device("cpu"), torch.float32)
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, 1.0])
 
 
+def sample(logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
+    return torch.as_tensor(Sampler(OPS).next_ids(logits, sequences)).tolist()
+
+
 def draws(count: int, prompt: tuple[int, ...] = (4,), **settings: Any) -> list[int]:
     params = SamplingParams(**settings)
     sequences = [Sequence(str(i), list(prompt), len(prompt), params, seed=i) for i in range(count)]
-    return sample_next(OPS, LOGITS.repeat(count, 1), sequences).tolist()
+    return sample(LOGITS.repeat(count, 1), sequences)
 
 
 def test_frequencies_are_the_softmax_of_the_logits() -> None:
@@ -106,7 +110,7 @@ def test_openais_penalties_count_generated_tokens(
     for token_id in generated:
         arriving.num_in_flight += 1
         arriving.arrived(token_id)
-    assert sample_next(OPS, LOGITS.repeat(2, 1), [known, arriving]).tolist() == [expected] * 2
+    assert sample(LOGITS.repeat(2, 1), [known, arriving]) == [expected] * 2
 
 
 def test_ids_that_end_a_text_are_banned_until_min_tokens() -> None:
@@ -114,7 +118,7 @@ def test_ids_that_end_a_text_are_banned_until_min_tokens() -> None:
     ends = frozenset((0, 1))
     texts = [[9, 9], [9, 9, 4], [9, 9, 4, 4]]
     sequences = [Sequence("a", text, 2, params, seed=0, late_ids=ends) for text in texts]
-    assert sample_next(OPS, LOGITS.repeat(3, 1), sequences).tolist() == [4, 4, 0]
+    assert sample(LOGITS.repeat(3, 1), sequences) == [4, 4, 0]
 
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
@@ -127,10 +131,9 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
     ] * 5
     sequences = [Sequence(str(i), [1, 2], 2, p, seed=7 * i) for i, p in enumerate(mixed)]
     logits = torch.randn(len(mixed), 300, generator=torch.Generator().manual_seed(0))
-    together = sample_next(OPS, logits.clone(), sequences).tolist()
+    together = sample(logits.clone(), sequences)
     alone = [
-        sample_next(OPS, logits[i : i + 1].clone(), [sequence]).item()
-        for i, sequence in enumerate(sequences)
+        sample(logits[i : i + 1].clone(), [sequence])[0] for i, sequence in enumerate(sequences)
     ]
     assert together == alone
 

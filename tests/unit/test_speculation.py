@@ -20,6 +20,7 @@ from qwell.runtime.loader import load_model
 from qwell.runtime.sampling_params import SamplingParams
 from qwell.runtime.sequence import Sequence
 from qwell.runtime.speculation import MOST_DRAFTS, Speculator, kept_ids
+from qwell.runtime.thinking import Thinking
 
 REPETITIVE = [7, 8, 9, 10, 11] * 8
 REQUESTS = {
@@ -32,6 +33,14 @@ REQUESTS = {
         SamplingParams(max_tokens=40, temperature=0.0, repetition_penalty=1.3),
     ),
     "scored": (REPETITIVE, SamplingParams(max_tokens=20, temperature=0.0, logprobs=2)),
+    "thinking": (
+        REPETITIVE,
+        SamplingParams(
+            max_tokens=40,
+            temperature=0.0,
+            thinking=Thinking(1, 2, opened=True, budget=17, close_ids=(3, 2, 4)),
+        ),
+    ),
 }
 
 

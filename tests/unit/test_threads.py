@@ -129,6 +129,23 @@ def test_the_log_says_how_many_threads_of_which_kind(
     assert f"threads: 3 of {count_cores().physical} cores ({best})" in caplog.messages
 
 
+def test_the_instruction_set_of_the_kernels_can_be_named(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert (
+        engine_options(parse_arguments(["serve", "--isa", "portable"]), "model").isa == "portable"
+    )
+    with caplog.at_level(logging.INFO, logger="qwell"):
+        portable = start_engine(folder, threads=1, isa="portable")
+    assert any(message.endswith("cores (portable)") for message in caplog.messages)
+    best = start_engine(folder, threads=1)
+    # Both compute the same, in another order.
+    ids = range(20)
+    torch.testing.assert_close(portable.logits(ids), best.logits(ids), rtol=1e-3, atol=1e-3)
+    with pytest.raises(EngineStartError, match=r"isa is 'mmx'; this machine runs .*portable"):
+        start_engine(folder, isa="mmx")
+
+
 def test_threads_are_an_option_of_the_command_line_and_of_llm(folder: Path) -> None:
     arguments = parse_arguments(["serve", "--threads", "3"])
     assert engine_options(arguments, "model").threads == 3

@@ -11,7 +11,9 @@ from qwell.bench.model.cases import all_cases
 from qwell.bench.model.peer import Peer
 from qwell.bench.model.report import Report, heading, weights_table
 from qwell.bench.model.run import measure
+from qwell.kernels.errors import KernelError
 from qwell.kernels.native.ceilings import CeilingProbe
+from qwell.kernels.native.runner import choose_isa
 from qwell.runtime.checkpoint.resolve import resolve_model
 from qwell.runtime.cpu import count_cores
 from qwell.runtime.engine_options import EngineOptions
@@ -33,12 +35,16 @@ def run_model(arguments: argparse.Namespace) -> int:
         model=str(resolve_model(arguments.model)),
         device="cpu",
         threads=threads,
+        isa=arguments.isa,
         kv_cache_dtype=arguments.kv_cache_dtype,
         eager=arguments.eager,
         kernels=dict(arguments.kernel),
     )
-    probe = CeilingProbe(threads)
-    print(heading(options), flush=True)
+    try:
+        print(heading(options), flush=True)
+    except KernelError as error:
+        arguments.fail(f"argument --isa: {error}")
+    probe = CeilingProbe(threads, isa=choose_isa(options.isa))
     results = []
     for result in measure(options, arguments.weights, cases, arguments.runs, probe, peer):
         print(weights_table(result), flush=True)

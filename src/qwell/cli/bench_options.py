@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 from qwell.cli.model_options import (
+    add_isa,
     add_kernel,
     add_kv_cache_dtype,
     add_model,
@@ -49,6 +50,7 @@ def add_bench_model_options(parser: argparse.ArgumentParser) -> None:
         help="sequences that decode at once (default: 1)",
     )
     add_threads(parser)
+    add_isa(parser)
     add_kv_cache_dtype(parser)
     parser.add_argument(
         "--runs", metavar="N", type=positive, default=5, help="of each measurement (default: 5)"

@@ -79,6 +79,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="share of a GPU's memory to take in all (default: 0.9)",
     )
     add_threads(parser)
+    add_isa(parser)
     parser.add_argument(
         "--eager",
         action="store_true",
@@ -126,6 +127,15 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_isa(parser: argparse.ArgumentParser) -> None:
+    """--isa alone."""
+    parser.add_argument(
+        "--isa",
+        metavar="NAME",
+        help="instruction set of the kernels on a CPU, such as avx2 (default: the best it has)",
+    )
+
+
 def add_kv_cache_dtype(parser: argparse.ArgumentParser) -> None:
     """--kv-cache-dtype alone."""
     parser.add_argument(
@@ -165,6 +175,7 @@ def engine_options(arguments: argparse.Namespace, model: str) -> EngineOptions:
         draft_model=None if draft is None else str(resolve_model(draft)),
         gpu_memory_utilization=arguments.gpu_memory_utilization,
         threads=arguments.threads,
+        isa=arguments.isa,
         eager=arguments.eager,
         kernels=dict(arguments.kernel),
         batch_invariant=arguments.batch_invariant,

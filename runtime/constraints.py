@@ -1,0 +1,224 @@
+"""The constraints of an engine's sequences: grammars are compiled, and masks made, beside steps."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence as SequenceOf
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qwell.runtime.constraint import Bits, Constraint, mask_words
+from qwell.runtime.cpu import count_cores
+from qwell.runtime.errors import CheckpointError, RequestError
+from qwell.runtime.grammar import Grammar, error_of, limits, llguidance_text, unusable
+from qwell.runtime.sequence import Sequence
+
+if TYPE_CHECKING:
+    from llguidance import LLExecutor, LLMatcher, LLTokenizer
+
+    from qwell.runtime.tokenizer import Tokenizer
+
+# Compiled grammars that are kept for later requests; most take less than a megabyte, none more
+# than `grammar_check.py` lets them.
+_KEPT_GRAMMARS = 32
+_MOST_MASK_THREADS = 8
+# For each byte of a mask the most that the logits of its eight ids may be, fp32 [256, 8].
+_LIMITS = np.where(
+    np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little") == 1,
+    np.float32(np.inf),
+    np.float32(-np.inf),
+)
+
+
+class Constraints:
+    """Makes the constraints of sequences, and the masks of steps.
+
+    Grammars are compiled in a thread of their own, the vocabulary that they need with the first.
+    """
+
+    def __init__(self, folder: Path, vocab_size: int) -> None:
+        """Of a model with the tokenizer in `folder`."""
+        self._folder = folder
+        self._vocab_size = vocab_size
+        self._compiler = ThreadPoolExecutor(1, "grammars")
+        self._masker = ThreadPoolExecutor(1, "masks")
+        self._matchers: OrderedDict[Grammar, Future[LLMatcher]] = OrderedDict()
+        self._waiting: dict[Sequence, Future[LLMatcher]] = {}
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences whose grammars are being compiled."""
+        return len(self._waiting)
+
+    def add(self, sequence: Sequence) -> bool:
+        """Give a sequence its constraint; False where it has to wait for its grammar first."""
+        grammar = sequence.params.grammar
+        if grammar is None:
+            if sequence.params.thinking is not None:
+                self._constrain(sequence, None)
+            return True
+        compiled = self._matchers.pop(grammar, None)
+        if compiled is None:
+            compiled = self._compiler.submit(self._compile, grammar)
+        self._matchers[grammar] = compiled
+        if len(self._matchers) > _KEPT_GRAMMARS:
+            self._matchers.popitem(last=False)
+        self._waiting[sequence] = compiled
+        return False
+
+    def forget(self, sequence: Sequence) -> None:
+        """The sequence waits no longer, if it did."""
+        self._waiting.pop(sequence, None)
+
+    def ready(self, timeout: float) -> list[tuple[Sequence, str]]:
+        """Sequences that have their constraint now, or a message that says why there is none.
+
+        Waits for the first of them, up to `timeout` seconds.
+        """
+        wait(self._waiting.values(), timeout, FIRST_COMPLETED)
+        done = [sequence for sequence, compiled in self._waiting.items() if compiled.done()]
+        return [(sequence, self._take(sequence, self._waiting.pop(sequence))) for sequence in done]
+
+    def masks(self, sequences: SequenceOf[Sequence]) -> Masks | None:
+        """Begin to make the masks of a step's rows; None where every id may come in all of them.
+
+        The sequences' tokens must not change until the masks are applied.
+        """
+        rows = {
+            row: sequence.constraint
+            for row, sequence in enumerate(sequences)
+            if sequence.constraint is not None and sequence.constraint.num_free == 0
+        }
+        if not rows:
+            return None
+        return Masks(rows, self._masker.submit(self._fill, list(rows.values())))
+
+    def close(self) -> None:
+        """End the threads."""
+        self._compiler.shutdown(wait=False, cancel_futures=True)
+        self._masker.shutdown(wait=False)
+
+    def _take(self, sequence: Sequence, compiled: Future[LLMatcher]) -> str:
+        try:
+            matcher = compiled.result()
+        except (RequestError, CheckpointError) as error:
+            return str(error)
+        self._constrain(sequence, matcher.deep_copy())
+        return ""
+
+    def _constrain(self, sequence: Sequence, matcher: LLMatcher | None) -> None:
+        sequence.constraint = Constraint(
+            sequence.params, sequence.end_ids, self._vocab_size, matcher
+        )
+
+    def _compile(self, grammar: Grammar) -> LLMatcher:
+        from llguidance import LLMatcher
+
+        try:
+            text = llguidance_text(grammar)
+        except ValueError as error:
+            raise unusable(str(error)) from error
+        matcher = LLMatcher(self._vocabulary, text, log_level=0, limits=limits())
+        if matcher.is_error():
+            raise unusable(error_of(matcher.get_error()))
+        return matcher
+
+    @cached_property
+    def _vocabulary(self) -> LLTokenizer:
+        """What the model's ids stand for; its rows beyond the tokenizer's ids stand for nothing."""
+        from llguidance import LLTokenizer, TokenizerWrapper
+
+        from qwell.runtime.tokenizer import Tokenizer
+
+        tokenizer = Tokenizer.from_dir(self._folder)
+        wrapper = TokenizerWrapper(_Vocabulary(tokenizer, self._vocab_size))
+        return LLTokenizer(wrapper, n_vocab=self._vocab_size + 1)
+
+    @cached_property
+    def _executor(self) -> LLExecutor:
+        from llguidance import LLExecutor
+
+        return LLExecutor(min(count_cores().threads, _MOST_MASK_THREADS))
+
+    def _fill(self, constraints: SequenceOf[Constraint]) -> Bits:
+        bits: Bits = np.zeros((len(constraints), mask_words(self._vocab_size)), dtype=np.uint32)
+        matchers = [
+            (matcher, row)
+            for row, constraint in enumerate(constraints)
+            if (matcher := constraint.asked_matcher) is not None
+        ]
+        if matchers:
+            row_bytes = bits.shape[1] * bits.itemsize
+            self._executor.unsafe_compute_mask_ptr(
+                matchers, bits.ctypes.data, row_bytes, len(constraints)
+            )
+        for constraint, row_bits in zip(constraints, bits, strict=True):
+            constraint.restrict(row_bits)
+        return bits
+
+
+class Masks:
+    """Masks of some rows of a step's logits, on their way."""
+
+    def __init__(self, rows: dict[int, Constraint], bits: Future[Bits]) -> None:
+        """`bits` has one mask for each of `rows`, in their order."""
+        self._rows = rows
+        self._bits = bits
+
+    def apply(self, logits: Tensor) -> dict[int, Constraint]:
+        """Ban in fp32 logits [S, V], in place, what the masks do not allow.
+
+        Returns the rows that would have no id left; they are as they were.
+        """
+        bits = self._bits.result()
+        some_left = bits.any(axis=1)
+        rows = np.array(list(self._rows), dtype=np.int64)
+        if logits.device.type == "cpu":
+            ban_on_host(logits, rows[some_left], bits[some_left])
+        else:
+            ban_on_device(logits, rows[some_left], bits[some_left])
+        return {int(row): self._rows[row] for row in rows[~some_left]}
+
+
+def ban_on_host(logits: Tensor, rows: np.ndarray, bits: Bits) -> None:
+    """Ban in `rows` of fp32 logits [S, V] what masks [rows, words] do not allow, on a CPU."""
+    # 40 us for a row of 151936 ids; torch would wake its threads for it, and take longer.
+    values = logits.numpy()
+    for row, allowed in zip(rows, bits, strict=True):
+        most = np.take(_LIMITS, allowed.view(np.uint8), axis=0).reshape(-1)
+        np.minimum(values[row], most[: values.shape[1]], out=values[row])
+
+
+def ban_on_device(logits: Tensor, rows: np.ndarray, bits: Bits) -> None:
+    """The same on any device, without a wait for it."""
+    words = torch.from_numpy(bits.view(np.int32))
+    places = torch.from_numpy(rows)
+    if logits.device.type == "cuda":
+        words, places = words.pin_memory(), places.pin_memory()
+    words = words.to(logits.device, non_blocking=True)
+    places = places.to(logits.device, non_blocking=True)
+    shifts = torch.arange(32, dtype=torch.int32, device=logits.device)
+    allowed = (words.unsqueeze(-1) >> shifts & 1).flatten(1)[:, : logits.shape[1]]
+    logits[places] = logits[places].masked_fill_(allowed == 0, -torch.inf)
+
+
+class _Vocabulary:
+    """A tokenizer as llguidance's TokenizerWrapper takes it, with one id more: the text's end."""
+
+    bos_token_id = None
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        self._tokenizer = tokenizer
+        self.eos_token_id = vocab_size
+        self.tokens = [*(tokenizer.token_bytes(i) for i in range(vocab_size)), b"<end>"]
+        special = (i for i in tokenizer.special_ids if i < vocab_size)
+        self.special_token_ids = [*special, vocab_size]
+
+    def __call__(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, parse_special=False)

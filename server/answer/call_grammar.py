@@ -1,0 +1,55 @@
+"""Answers that are held to a format: calls that have to be, and calls that have to be right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from qwell.runtime.errors import RequestError
+from qwell.runtime.grammar import Grammar
+from qwell.server.answer.lark import lark_json, lark_text
+from qwell.server.answer.tool_calls import CLOSE, OPEN, CallFormat
+from qwell.server.protocol.structured_outputs import RequestedGrammar
+from qwell.server.protocol.tools import ToolUse
+
+# Text up to a call, and text after the last one.
+_FREE_TEXT = (
+    f"opening[lazy]: /(?s:.*){OPEN}/",
+    "rest: TEXT",
+    f"TEXT: /(?s:.*)/ & ~/(?s:.*){OPEN}(?s:.*)/",
+)
+
+
+def call_grammar(
+    calls: CallFormat, tools: ToolUse, content: RequestedGrammar | None
+) -> RequestedGrammar | None:
+    """What an answer has to be; None where it may be anything.
+
+    An answer that has to call consists of calls. One that may is free but for the calls
+    themselves, if any function is strict; with a form of `content` it has that, or is calls.
+
+    Raises:
+        RequestError: a function has parameters that the format cannot be held to, or `content`
+            a form that cannot stand beside calls.
+    """
+    if content is None and not tools.must_call and not any(f.strict for f in tools.functions):
+        return None
+    if content is not None and (tools.must_call or content.grammar.kind != "json_schema"):
+        message = f"{content.param} cannot be combined with {tools.param} in this way"
+        raise RequestError(message, param=content.param)
+    try:
+        rules = calls.grammar()
+    except ValueError as error:
+        raise RequestError(f"{tools.param}: {error}", param=tools.param) from error
+    close = lark_text(CLOSE)
+    block = f"block: {lark_text(OPEN)} call {close}"
+    blocks = "block" if tools.one_call else 'block ("\\n" block)*'
+    if tools.must_call:
+        lines = [f"start: {blocks}", block]
+    elif content is not None:
+        schema = msgspec.json.decode(content.grammar.text, type=dict[str, Any])
+        lines = [f"start: {blocks} | content", block, f"content: {lark_json(schema, strict=True)}"]
+    else:
+        lines = [f"start: (opening call {close}){'?' if tools.one_call else '*'} rest", *_FREE_TEXT]
+    return RequestedGrammar(Grammar("lark", "\n".join([*lines, rules, ""])), tools.param)

@@ -1,0 +1,88 @@
+"""Tool calls in a model's text: what all formats share.
+
+A call stands between `<tool_call>` and `</tool_call>`; what is inside is up to the format. A
+block that the format cannot read, or that calls a function nobody declared, is text like any other.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from qwell.server.answer.reading import Content, Reader, Source, overlap
+
+OPEN = "<tool_call>"
+CLOSE = "</tool_call>"
+
+
+class CallFormat(Protocol):
+    """A format of calls, for some declared functions."""
+
+    def read_call(self, source: Source) -> Reader[bool]:
+        """Read a call that the source begins with, just behind the opening tag.
+
+        The closing tag remains. False, with nothing read, says that there is no call.
+        """
+
+    def grammar(self) -> str:
+        """Rules of a Lark grammar, of which `call` is a call without the tags around it.
+
+        Raises:
+            ValueError: a function has parameters that this format cannot be held to.
+        """
+
+
+def read_calls(source: Source, calls: CallFormat, *, one_only: bool) -> Reader[None]:
+    """Read text with calls in it, to the end.
+
+    White space before a call, or between the last call and the end, is dropped. With `one_only`
+    so is all that follows the first call.
+    """
+    called = False
+    while (yield from _read_text(source, called)):
+        gap = source.take(source.rest.index(OPEN) + len(OPEN))
+        called = yield from calls.read_call(source)
+        if not called:
+            yield Content(gap)
+        elif one_only:
+            yield from _drop(source)
+        else:
+            yield from _skip_close(source)
+
+
+def _read_text(source: Source, called: bool) -> Reader[bool]:
+    """Read text up to white space and an opening tag, which remain; false at the end."""
+    while True:
+        end = source.rest.find(OPEN)
+        found = end >= 0
+        if not found:
+            end = len(source.rest) - overlap(source.rest, OPEN)
+        certain = len(source.rest[:end].rstrip())
+        if certain:
+            called = False
+            yield Content(source.take(certain))
+        if found:
+            return True
+        if source.ended:
+            rest = source.take(len(source.rest))
+            if rest and not called:
+                yield Content(rest)
+            return False
+        yield None
+
+
+def _skip_close(source: Source) -> Reader[None]:
+    """Past the closing tag, if that is what follows."""
+    while True:
+        text = source.rest.lstrip()
+        if text.startswith(CLOSE):
+            source.take(len(source.rest) - len(text) + len(CLOSE))
+            return
+        if source.ended or overlap(text, CLOSE) < len(text):
+            return
+        yield None
+
+
+def _drop(source: Source) -> Reader[None]:
+    while not source.ended:
+        source.take(len(source.rest))
+        yield None

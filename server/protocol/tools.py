@@ -1,0 +1,218 @@
+"""Tools on the wire: their declarations, the choice among them, and calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from qwell.runtime.errors import RequestError
+
+MAX_TOOLS = 128
+MAX_TOOLS_BYTES = 1 << 20
+
+# Not `$` alone, which Python lets match before a line break at the end.
+FunctionName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}$(?!\n)", max_length=64)]
+
+
+class FunctionSpec(msgspec.Struct, forbid_unknown_fields=True):
+    """A function that the model may call; `parameters` is the JSON schema of an object."""
+
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(msgspec.Struct, forbid_unknown_fields=True):
+    """A tool; functions are the only kind."""
+
+    type: Literal["function"]
+    function: FunctionSpec
+
+
+class NamedFunction(msgspec.Struct, forbid_unknown_fields=True):
+    """The name of a declared function."""
+
+    name: FunctionName
+
+
+class NamedTool(msgspec.Struct, forbid_unknown_fields=True):
+    """`tool_choice` of one function."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class CalledFunction(msgspec.Struct, forbid_unknown_fields=True):
+    """A call; `arguments` are JSON text."""
+
+    name: str
+    arguments: str
+
+
+class CalledTool(msgspec.Struct, forbid_unknown_fields=True):
+    """A call of a tool; the message with its result names `id`."""
+
+    id: str
+    function: CalledFunction
+    type: Literal["function"] = "function"
+
+
+class FunctionDelta(msgspec.Struct):
+    """A piece of a call: the name first, then more and more of the arguments."""
+
+    arguments: str
+    name: str | UnsetType = UNSET
+
+
+class ToolDelta(msgspec.Struct):
+    """A piece of the call `index`; `id` and `type` come with the name."""
+
+    index: int
+    function: FunctionDelta
+    id: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
+
+
+ToolChoice = Literal["none", "auto", "required"] | NamedTool
+FunctionChoice = Literal["none", "auto"] | NamedFunction
+
+
+@dataclass(frozen=True)
+class ToolUse:
+    """The functions that an answer may call.
+
+    Attributes:
+        functions: none where none is declared, or none may be called.
+        must_call: the answer has to be a call.
+        one_call: it has one call at most.
+        legacy: they came as `functions`, and a call is answered as `function_call`.
+    """
+
+    functions: Sequence[FunctionSpec] = ()
+    must_call: bool = False
+    one_call: bool = False
+    legacy: bool = False
+
+    @property
+    def param(self) -> str:
+        """The request field that the functions came in."""
+        return "functions" if self.legacy else "tools"
+
+    @property
+    def choice_param(self) -> str:
+        """The request field that says whether they have to be called."""
+        return "function_call" if self.legacy else "tool_choice"
+
+    @property
+    def for_template(self) -> list[dict[str, Any]] | None:
+        """The declarations in the form that the models were trained on."""
+        return [_for_template(function) for function in self.functions] or None
+
+
+def used_tools(
+    tools: Sequence[Tool] | None, choice: ToolChoice | None, parallel: bool | None
+) -> ToolUse:
+    """What `tools`, `tool_choice` and `parallel_tool_calls` say together.
+
+    Raises:
+        RequestError: too many or too long declarations, a name twice, parameters that are no
+            schema of an object, or a choice that is not declared.
+    """
+    functions = [tool.function for tool in tools or ()]
+    _check_functions(functions, "tools", "tools[{}].function")
+    name = choice.function.name if isinstance(choice, NamedTool) else None
+    chosen = _chosen(functions, name, "tool_choice", "tools")
+    must_call = choice == "required" or name is not None
+    if must_call and not functions:
+        raise RequestError(
+            "tool_choice asks for a call, but no tools are given", param="tool_choice"
+        )
+    return ToolUse(
+        () if choice == "none" else chosen,
+        must_call=must_call,
+        one_call=parallel is False or name is not None,
+    )
+
+
+def used_functions(
+    functions: Sequence[FunctionSpec] | None, choice: FunctionChoice | None
+) -> ToolUse:
+    """What the older `functions` and `function_call` say together; raises as `used_tools` does."""
+    functions = functions or ()
+    _check_functions(functions, "functions", "functions[{}]")
+    name = choice.name if isinstance(choice, NamedFunction) else None
+    chosen = _chosen(functions, name, "function_call", "functions")
+    return ToolUse(
+        () if choice == "none" else chosen,
+        must_call=name is not None,
+        one_call=True,
+        legacy=True,
+    )
+
+
+def _chosen(
+    functions: Sequence[FunctionSpec], name: str | None, param: str, declared_in: str
+) -> Sequence[FunctionSpec]:
+    chosen = [function for function in functions if name in (None, function.name)]
+    if name is not None and not chosen:
+        raise RequestError(f"{param}: no {name!r} is declared in {declared_in}", param=param)
+    return chosen
+
+
+def _check_functions(functions: Sequence[FunctionSpec], param: str, path: str) -> None:
+    if len(functions) > MAX_TOOLS:
+        raise RequestError(
+            f"{len(functions)} {param} are given; at most {MAX_TOOLS} are allowed", param=param
+        )
+    size = len(msgspec.json.encode(functions))
+    if size > MAX_TOOLS_BYTES:
+        raise RequestError(
+            f"{param} take {size} bytes; at most {MAX_TOOLS_BYTES} are allowed", param=param
+        )
+    names = set()
+    for index, function in enumerate(functions):
+        place = path.format(index)
+        if function.name in names:
+            raise RequestError(
+                f"{place}.name: {function.name!r} is declared twice", param=f"{place}.name"
+            )
+        names.add(function.name)
+        _check_parameters(function.parameters or {}, f"{place}.parameters")
+
+
+def _check_parameters(schema: dict[str, Any], path: str) -> None:
+    if schema.get("type", "object") != "object":
+        raise _wrong_parameters(schema, path, "type", 'must be "object"')
+    if not _maps_to_schemas(schema.get("properties", {})):
+        raise _wrong_parameters(schema, path, "properties", "must map names to schemas")
+    if not _are_names(schema.get("required", [])):
+        raise _wrong_parameters(schema, path, "required", "must be a list of names")
+
+
+def _wrong_parameters(schema: dict[str, Any], path: str, key: str, problem: str) -> RequestError:
+    param = f"{path}.{key}"
+    return RequestError(f"{param} {problem}, got {schema[key]!r:.100}", param=param)
+
+
+def _maps_to_schemas(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(schema, dict | bool) for schema in value.values()
+    )
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _for_template(function: FunctionSpec) -> dict[str, Any]:
+    described: dict[str, Any] = {"name": function.name}
+    if function.description is not None:
+        described["description"] = function.description
+    if function.parameters is not None:
+        described["parameters"] = function.parameters
+    return {"type": "function", "function": described}

@@ -1,0 +1,252 @@
+"""Every field of OpenAI's two completion routes: honoured, or refused by name.
+
+The fields are those of OpenAI's own client, so that one that is new there is missed here.
+"""
+
+from __future__ import annotations
+
+import json
+import typing
+from typing import Any
+
+import pytest
+from openai.types import completion_create_params as completion_params
+from openai.types.chat import ChatCompletionStreamOptionsParam
+from openai.types.chat import completion_create_params as chat_params
+from serving import ServerProcess, error_of
+
+COMPLETIONS = "/v1/completions"
+CHAT = "/v1/chat/completions"
+PATHS = (COMPLETIONS, CHAT)
+
+# Fields of sampling: what is given, and what the engine is told.
+SAMPLING: dict[str, tuple[Any, Any]] = {
+    "frequency_penalty": (1.5, 1.5),
+    "logit_bias": ({"5": -7.5}, {"5": -7.5}),
+    "presence_penalty": (-0.5, -0.5),
+    "seed": (11, 11),
+    "stop": ("\x01", ["\x01"]),
+    "temperature": (0.75, 0.75),
+    "top_p": (0.5, 0.5),
+    "max_tokens": (999, 999),
+}
+SAMPLED = {
+    COMPLETIONS: {**SAMPLING, "logprobs": (3, 3)},
+    CHAT: {**SAMPLING, "max_completion_tokens": (998, 998), "logprobs": (True, 0)},
+}
+# They change the answer's form or number, which other tests look at.
+SHAPING: dict[str, dict[str, Any]] = {
+    COMPLETIONS: {
+        "model": "m",
+        "prompt": "say:x",
+        "n": 2,
+        "best_of": 3,
+        "echo": True,
+        "stream": True,
+    },
+    CHAT: {
+        "model": "m",
+        "messages": [{"role": "user", "content": "say:x"}],
+        "n": 2,
+        "stream": True,
+    },
+}
+# Of account to OpenAI's own service only: taken, and without effect, as docs/serving.md says.
+WITHOUT_EFFECT: dict[str, dict[str, Any]] = {
+    COMPLETIONS: {"user": "someone"},
+    CHAT: {
+        "user": "someone",
+        "safety_identifier": "someone",
+        "metadata": {"job": "7"},
+        "prompt_cache_key": "k",
+        "prompt_cache_retention": "24h",
+        "store": False,
+        "service_tier": "auto",
+        "modalities": ["text"],
+    },
+}
+REFUSED: dict[str, dict[str, Any]] = {
+    COMPLETIONS: {"suffix": "the end"},
+    CHAT: {
+        "audio": {"voice": "alloy", "format": "wav"},
+        "modalities": ["text", "audio"],
+        "moderation": {"model": "m"},
+        "prediction": {"type": "content", "content": "x"},
+        "prompt_cache_options": {"mode": "implicit"},
+        "service_tier": "priority",
+        "store": True,
+        "web_search_options": {},
+    },
+}
+# Tools, thinking and structured output, and what only goes with another field.
+ELSEWHERE = {
+    COMPLETIONS: {"stream_options"},
+    CHAT: {
+        *("function_call", "functions", "parallel_tool_calls", "tool_choice", "tools"),
+        *("reasoning_effort", "response_format", "verbosity"),
+        *("stream_options", "top_logprobs"),
+    },
+}
+
+
+def fields_of(*kinds: Any) -> set[str]:
+    return {name for kind in kinds for name in kind.__annotations__}
+
+
+OPENAI = {
+    COMPLETIONS: fields_of(
+        completion_params.CompletionCreateParamsBase,
+        completion_params.CompletionCreateParamsStreaming,
+    ),
+    CHAT: fields_of(
+        chat_params.CompletionCreateParamsBase, chat_params.CompletionCreateParamsStreaming
+    ),
+}
+
+
+def cases(table: dict[str, dict[str, Any]]) -> list[tuple[str, str, Any]]:
+    return [(path, field, value) for path in PATHS for field, value in table[path].items()]
+
+
+def body_of(path: str, text: str) -> dict[str, Any]:
+    if path == CHAT:
+        return {"model": "m", "messages": [{"role": "user", "content": text}]}
+    return {"model": "m", "prompt": text}
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_no_field_is_forgotten(path: str) -> None:
+    tables = (SAMPLED, SHAPING, WITHOUT_EFFECT, REFUSED)
+    assert len(OPENAI[path]) > 15
+    assert OPENAI[path] == ELSEWHERE[path].union(*(table[path] for table in tables))
+
+
+@pytest.mark.parametrize(("path", "field", "value"), cases(SAMPLED))
+def test_sampling_reaches_the_engine(
+    server: ServerProcess, path: str, field: str, value: tuple[Any, Any]
+) -> None:
+    given, expected = value
+    limit = {} if field.startswith("max_") else {"max_tokens": 1000}
+
+    answer = server.post(path, {**body_of(path, "params"), **limit, field: given})
+
+    assert answer.status_code == 200, answer.text
+    choice = answer.json()["choices"][0]
+    told = json.loads(choice["message"]["content"] if path == CHAT else choice["text"])
+    assert told[{"max_completion_tokens": "max_tokens"}.get(field, field)] == expected
+
+
+@pytest.mark.parametrize(("path", "field", "value"), cases(SHAPING))
+def test_fields_of_the_form_are_taken(
+    server: ServerProcess, path: str, field: str, value: Any
+) -> None:
+    answer = server.post(path, {**body_of(path, "say:x"), field: value})
+
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize(("path", "field", "value"), cases(WITHOUT_EFFECT))
+def test_fields_without_effect_change_nothing(
+    server: ServerProcess, path: str, field: str, value: Any
+) -> None:
+    plain = server.post(path, body_of(path, "params")).json()
+    given = server.post(path, {**body_of(path, "params"), field: value})
+
+    assert given.status_code == 200, given.text
+    assert given.json()["choices"] == plain["choices"]
+
+
+@pytest.mark.parametrize(("path", "field", "value"), cases(REFUSED))
+def test_the_rest_is_refused_by_name(
+    server: ServerProcess, path: str, field: str, value: Any
+) -> None:
+    error = error_of(server.post(path, {**body_of(path, "say:x"), field: value}), 400)
+
+    assert error["param"] == field
+    assert field in error["message"]
+
+
+@pytest.mark.parametrize(("path", "field"), [(p, f) for p in PATHS for f in sorted(OPENAI[p])])
+@pytest.mark.parametrize("nonsense", [{"no": {"such": "value"}}, [[0.5]]], ids=["object", "list"])
+def test_nonsense_is_refused_by_name(
+    server: ServerProcess, path: str, field: str, nonsense: Any
+) -> None:
+    error = error_of(server.post(path, {**body_of(path, "say:x"), field: nonsense}), 400)
+
+    assert error["param"].partition("[")[0].partition(".")[0] == field
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_options_of_streams(server: ServerProcess, path: str) -> None:
+    known = set(typing.get_type_hints(ChatCompletionStreamOptionsParam))
+    assert known == {"include_usage", "include_obfuscation"}
+    stream = {**body_of(path, "say:x"), "stream": True}
+
+    taken = {"include_usage": True, "include_obfuscation": False}
+    assert server.post(path, {**stream, "stream_options": taken}).status_code == 200
+    obfuscated = {"include_obfuscation": True}
+    error = error_of(server.post(path, {**stream, "stream_options": obfuscated}), 400)
+    assert error["param"] == "stream_options.include_obfuscation"
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        (COMPLETIONS, {"best_of": 1, "n": 2}, "best_of"),
+        (COMPLETIONS, {"best_of": 0}, "best_of"),
+        (COMPLETIONS, {"best_of": 21}, "best_of"),
+        (COMPLETIONS, {"best_of": 2, "stream": True}, "best_of"),
+        (COMPLETIONS, {"best_of": 20, "prompt": ["a"] * 7}, "best_of"),
+        (COMPLETIONS, {"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias"),
+        (COMPLETIONS, {"stop_token_ids": [1] * 129}, "stop_token_ids"),
+        (CHAT, {"return_token_ids": 1}, "return_token_ids"),
+        (CHAT, {"metadata": {str(i): "x" for i in range(17)}}, "metadata"),
+        (CHAT, {"metadata": {"k" * 65: "x"}}, "metadata"),
+        (CHAT, {"metadata": {"k": "x" * 513}}, "metadata[...]"),
+        (CHAT, {"metadata": {"k": 5}}, "metadata[...]"),
+        (CHAT, {"prompt_cache_retention": "for ever"}, "prompt_cache_retention"),
+    ],
+)
+def test_limits(server: ServerProcess, path: str, fields: dict[str, Any], param: str) -> None:
+    error = error_of(server.post(path, {**body_of(path, "say:x"), **fields}), 400)
+
+    assert error["param"] == param
+
+
+def test_as_much_as_is_allowed(server: ServerProcess) -> None:
+    fields = {"stop_token_ids": [9] * 128, "best_of": 20, "n": 20, "logit_bias": {}}
+    fields["logit_bias"] = {str(i): 1 for i in range(256)}
+
+    assert len(server.complete("say:x", **fields)["choices"]) == 20
+
+
+def test_token_ids_on_request(server: ServerProcess) -> None:
+    prompt, reply = list(b"say:h\xc3\xa9"), list(b"h\xc3\xa9")
+
+    choice = server.complete("say:hé", return_token_ids=True)["choices"][0]
+    assert choice["prompt_token_ids"] == prompt
+    assert choice["token_ids"][:-1] == reply
+    assert "token_ids" not in server.complete("say:hé")["choices"][0]
+
+
+@pytest.mark.parametrize("echo", [False, True])
+def test_streamed_token_ids_are_those_of_the_plain_answer(
+    server: ServerProcess, echo: bool
+) -> None:
+    body = {"prompt": ["say:hé", "say:x"], "n": 2, "return_token_ids": True, "echo": echo}
+    plain = server.complete(**body)["choices"]
+
+    events = server.post("/v1/completions", {"model": "m", **body, "stream": True}).text
+    ids: list[list[int]] = [[] for _ in plain]
+    prompts: list[list[int]] = []
+    texts = ["" for _ in plain]
+    for event in events.split("\n\n")[:-2]:
+        (choice,) = json.loads(event.removeprefix("data: "))["choices"]
+        ids[choice["index"]] += choice.get("token_ids", [])
+        texts[choice["index"]] += choice["text"]
+        if "prompt_token_ids" in choice:
+            prompts.append(choice["prompt_token_ids"])
+
+    assert ids == [choice["token_ids"] for choice in plain]
+    assert prompts == [choice["prompt_token_ids"] for choice in plain]
+    assert texts == [choice["text"] for choice in plain]

@@ -1,0 +1,197 @@
+"""Grammars of calls: what they let a model write is a call that fits its schema."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+
+from qwell.runtime.errors import RequestError
+from qwell.runtime.grammar import Grammar, llguidance_text
+from qwell.server.answer.call_grammar import call_grammar
+from qwell.server.answer.parser import AnswerForm, AnswerParser
+from qwell.server.answer.reading import CallArguments, CallEnd
+from qwell.server.answer.tool_calls import CallFormat
+from qwell.server.answer.tool_calls_json import JsonCalls
+from qwell.server.answer.tool_calls_xml import XmlCalls
+from qwell.server.protocol.structured_outputs import RequestedGrammar
+from qwell.server.protocol.tools import FunctionSpec, ToolUse
+
+PARAMETERS = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string"},
+        "days": {"type": "integer"},
+        "scale": {"$ref": "#/$defs/scale"},
+        "where": {"$ref": "#/$defs/where"},
+        "note": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+    },
+    "required": ["city", "days"],
+    "additionalProperties": False,
+    "$defs": {
+        "scale": {"enum": ["C", "F"], "type": "string"},
+        "where": {"type": "array", "items": {"type": "number"}, "maxItems": 2},
+    },
+}
+WEATHER = FunctionSpec("weather", parameters=PARAMETERS, strict=True)
+NOW = FunctionSpec("now", parameters={"properties": {}, "additionalProperties": False})
+JSON_CALL = '<tool_call>\n{{"name": "weather", "arguments": {}}}\n</tool_call>'
+JSON_NOW = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
+XML_NOW = "<tool_call>\n<function=now>\n</function>\n</tool_call>"
+FORMATS = {"json": JsonCalls, "xml": XmlCalls}
+
+
+def as_json(arguments: str) -> str:
+    return JSON_CALL.format(arguments)
+
+
+def as_xml(**values: str) -> str:
+    lines = [f"<parameter={name}>\n{value}\n</parameter>\n" for name, value in values.items()]
+    return f"<tool_call>\n<function=weather>\n{''.join(lines)}</function>\n</tool_call>"
+
+
+class _Bytes:
+    eos_token_id = 256
+    bos_token_id = None
+    special_token_ids = (256,)
+    tokens = (*(bytes([byte]) for byte in range(256)), b"<end>")
+
+    def __call__(self, text: str) -> list[int]:
+        return list(text.encode())
+
+
+def matcher_of(requested: RequestedGrammar | None) -> LLMatcher:
+    assert requested is not None
+    assert requested.param == "tools"
+    vocabulary = LLTokenizer(TokenizerWrapper(_Bytes()))
+    return LLMatcher(vocabulary, llguidance_text(requested.grammar), log_level=0)
+
+
+def fits(
+    text: str, calls: CallFormat, use: ToolUse, content: RequestedGrammar | None = None
+) -> bool:
+    matcher = matcher_of(call_grammar(calls, use, content))
+    assert matcher.get_error() == ""
+    return bool(matcher.consume_tokens(list(text.encode())) and matcher.is_accepting())
+
+
+def arguments_in(text: str, calls: CallFormat) -> list[Any]:
+    parser = AnswerParser(AnswerForm(calls=calls))
+    pieces = [*parser.push(text), *parser.finish()]
+    assert sum(isinstance(piece, CallEnd) for piece in pieces) == text.count("<tool_call>")
+    return [json.loads(piece.text) for piece in pieces if isinstance(piece, CallArguments)]
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "arguments"),
+    [
+        ("json", as_json('{"city": "a</tool_call>", "days": 2}'), None),
+        ("json", as_json('{"city": "", "days": -2, "scale": "C"}'), None),
+        ("json", as_json('{"city": "ü", "days": 2, "where": [1, 2.5]}'), None),
+        ("xml", as_xml(city="Köln\n<b>", days="2"), {"city": "Köln\n<b>", "days": 2}),
+        ("xml", as_xml(city="", days="2", scale="F"), {"city": "", "days": 2, "scale": "F"}),
+        (
+            "xml",
+            as_xml(city="5", days="0", where="[1, 2.5]", note="null"),
+            {"city": "5", "days": 0, "where": [1, 2.5], "note": None},
+        ),
+    ],
+)
+def test_calls_that_fit(form: str, text: str, arguments: dict[str, Any] | None) -> None:
+    calls = FORMATS[form]([WEATHER, NOW])
+    now = JSON_NOW if form == "json" else XML_NOW
+    arguments = json.loads(text[text.index('s": {') + 4 : -14]) if arguments is None else arguments
+
+    must, must_one = ToolUse([WEATHER, NOW], True), ToolUse([WEATHER, NOW], True, True)
+    may, may_one = ToolUse([WEATHER, NOW]), ToolUse([WEATHER, NOW], False, True)
+    both = f"{text}\n{now}"
+    assert fits(text, calls, must)
+    assert fits(both, calls, must)
+    assert fits(text, calls, must_one)
+    assert not fits(both, calls, must_one)
+    assert fits(f"Hm <tool.\n{both} Well.", calls, may)
+    assert fits(f"Hm.\n{text} Well.", calls, may_one)
+    assert not fits(f"Hm.\n{both}", calls, may_one)
+    assert fits("No call.", calls, may)
+    assert not fits("No call.", calls, must)
+    assert arguments_in(both, calls) == [arguments, {}]
+
+
+@pytest.mark.parametrize(
+    ("form", "text"),
+    [
+        ("json", as_json('{"days": 2}')),
+        ("json", as_json('{"city": "", "days": 2.5}')),
+        ("json", as_json('{"city": "", "days": 2, "scale": "K"}')),
+        ("json", as_json('{"city": "", "days": 2, "more": 1}')),
+        ("json", as_json('{"city": "", "days": 2, "where": [1, 2, 3]}')),
+        ("json", JSON_NOW.replace("now", "then")),
+        ("json", JSON_NOW.replace("{}", '{"a": 1}')),
+        ("json", XML_NOW),
+        ("xml", as_xml(city="")),
+        ("xml", as_xml(city="", days="two")),
+        ("xml", as_xml(city="", days="2", scale="K")),
+        ("xml", as_xml(city="", days="2", more="1")),
+        ("xml", as_xml(city="", days="2", where="[1, 2, 3]")),
+        ("xml", XML_NOW.replace("now", "then")),
+        ("xml", XML_NOW.replace("</function>\n", "")),
+    ],
+)
+def test_calls_that_do_not_fit(form: str, text: str) -> None:
+    calls = FORMATS[form]([WEATHER, NOW])
+    assert not fits(text, calls, ToolUse([WEATHER, NOW], True))
+    assert not fits(f"Hm.\n{text}", calls, ToolUse([WEATHER, NOW]))
+
+
+def test_calls_are_free_where_no_function_is_strict() -> None:
+    assert call_grammar(JsonCalls([NOW]), ToolUse([NOW]), None) is None
+
+
+def test_calls_or_content_of_a_form() -> None:
+    calls, use = JsonCalls([NOW]), ToolUse([NOW])
+    schema = '{"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}'
+    form = RequestedGrammar(Grammar("json_schema", schema), "response_format")
+    assert fits('{"a": 1}', calls, use, form)
+    assert fits(JSON_NOW, calls, use, form)
+    assert not fits('{"a": "b"}', calls, use, form)
+    assert not fits("Hm.", calls, use, form)
+    for content, tools in (
+        (form, ToolUse([NOW], must_call=True)),
+        (RequestedGrammar(Grammar("regex", "a+"), "structured_outputs.regex"), use),
+    ):
+        with pytest.raises(RequestError, match="cannot be combined") as caught:
+            call_grammar(calls, tools, content)
+        assert caught.value.param == content.param
+
+
+def test_keywords_that_cannot_be_enforced_are_left_out_unless_strict() -> None:
+    parameters = {"properties": {"a": {"type": "array", "uniqueItems": True}}, "required": ["a"]}
+    lenient = FunctionSpec("weather", parameters=parameters)
+    use = ToolUse([lenient], True)
+    assert fits(as_json('{"a": [1, 1]}'), JsonCalls([lenient]), use)
+    strict = JsonCalls([FunctionSpec("weather", parameters=parameters, strict=True)])
+    assert "uniqueItems" in matcher_of(call_grammar(strict, use, None)).get_error()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "strict", "message"),
+    [
+        ({"properties": {"a": {"type": "string", "pattern": "x+"}}}, True, "'a' has more"),
+        (
+            {"properties": {"a": {"anyOf": [{"type": "string", "format": "date"}]}}},
+            True,
+            "has more",
+        ),
+        ({"properties": {"a\n": {"type": "string"}}}, False, "cannot be written"),
+        ({"properties": {}, "required": [">"]}, False, "cannot be written"),
+    ],
+)
+def test_what_the_xml_form_cannot_be_held_to(
+    parameters: dict[str, Any], strict: bool, message: str
+) -> None:
+    function = FunctionSpec("f", parameters=parameters, strict=strict)
+    with pytest.raises(RequestError, match=message) as caught:
+        call_grammar(XmlCalls([function]), ToolUse([function], True, legacy=True), None)
+    assert caught.value.param == "functions"
