@@ -402,6 +402,8 @@ class Engine:
             sequence.accepted(token_id)
             taken.append(token_id)
             reason = self._finish_reason(sequence)
+        if len(taken) > 1:
+            self._scheduler.accepted(sequence)
         return taken, reason
 
     def _admit_compiled(self) -> None:
