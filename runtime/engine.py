@@ -342,6 +342,8 @@ class Engine:
             if self._speculator is not None and draft_ids:
                 self._speculator.verified(sequence, drafted=len(draft_ids), accepted=len(kept) - 1)
             token_ids = sequence.take(kept)
+            if len(token_ids) > 1:
+                self._scheduler.accepted(sequence)
             reason = sequence.finish_reason
             # Others were aborted, or found at their end when this step had been launched.
             if self._sequences.get(sequence.request_id) is sequence:

@@ -144,11 +144,13 @@ class Scheduler:
             if sequence.wants_scores:
                 sequence.num_scored = max(sequence.num_scored, chunk.scored.stop)
             sequence.num_computed = chunk.end
-            full = min(chunk.end, len(sequence.token_ids)) // BLOCK_SIZE
-            if full > sequence.num_registered and self._pool.prefix_cache:
-                self._register(sequence, full)
+            self._register(sequence)
             if self._behind and chunk.completes:
                 self._behind.discard(sequence)
+
+    def accepted(self, sequence: Sequence) -> None:
+        """Guesses for a running sequence were right: their tokens are in the cache as well."""
+        self._register(sequence)
 
     def _turn(self, sequence: Sequence) -> tuple[bool, int, int]:
         return sequence not in self._behind, sequence.priority, sequence.arrival
@@ -251,8 +253,11 @@ class Scheduler:
     def _name_blocks(self, sequence: Sequence) -> None:
         self._pool.extend_keys(sequence.block_keys, sequence.token_ids, sequence.cache_salt)
 
-    def _register(self, sequence: Sequence, full: int) -> None:
-        """Its first `full` blocks can be found from now on."""
+    def _register(self, sequence: Sequence) -> None:
+        """Its full blocks, of tokens that are known, can be found from now on."""
+        full = min(sequence.num_computed, len(sequence.token_ids)) // BLOCK_SIZE
+        if full <= sequence.num_registered or not self._pool.prefix_cache:
+            return
         self._name_blocks(sequence)
         for place in range(sequence.num_registered, full):
             key, start = sequence.block_keys[place], place * BLOCK_SIZE
