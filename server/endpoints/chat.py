@@ -155,7 +155,8 @@ def _prompt(request: ChatRequest, text: TextSide) -> _Prompt:
         thinking = thinking_of(ids, text.tokenizer, request.thinking_budget)
     form = answer_form(
         text.tokenizer.decode(ids[-_TAIL_TOKENS:], skip_special=False),
-        thinks=thinks or thinking is not None,
+        # Where a grammar is for all of the answer, none of it is thinking.
+        thinks=thinking is not None or (thinks and grammar is None),
         calls=calls,
         one_call=tools.one_call,
     )

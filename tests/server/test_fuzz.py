@@ -18,6 +18,7 @@ import msgspec
 import pytest
 import requests
 import schemathesis
+from chat_templates import QWEN3, server_of
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from mutations import GOOD, Mutant, Mutator
 from schemathesis import GenerationMode
@@ -34,12 +35,10 @@ GROWTH_BYTES = (3 << 20) + 512 * REQUESTS
 
 
 @pytest.fixture(scope="module")
-def fuzzed(
-    text_folder: object, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[ServerProcess]:
-    """A short context, so that no request takes long."""
-    log = tmp_path_factory.mktemp("fuzzed") / "log"
-    with ServerProcess(text_folder, log, engine_options={"max_model_len": 128}) as running:
+def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A short context, so that no request takes long, and a template with tools and thinking."""
+    folder = tmp_path_factory.mktemp("fuzzed")
+    with server_of(QWEN3, folder, engine_options={"max_model_len": 512}) as running:
         yield running
 
 

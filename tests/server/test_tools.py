@@ -345,7 +345,10 @@ class TestEnforced:
             assert name == "clock" or arguments["scale"] in ("C", "F")
 
     def body(self, **fields: Any) -> dict[str, Any]:
-        tools = [{"type": "function", "function": JUDGE}, TOOLS[1]]
+        # Arguments that may be anything would go on for as long as a random model likes.
+        none = {"type": "object", "additionalProperties": False}
+        functions = (JUDGE, {**CLOCK, "parameters": none})
+        tools = [{"type": "function", "function": function} for function in functions]
         return say("x", tools=tools, seed=1, thinking_budget=3, max_tokens=300, **fields)
 
     def test_some_call_is_made(self, model: ServerProcess) -> None:
@@ -397,7 +400,20 @@ REFUSED = [
     (tools_of(parameters=[]), "tools[0].function.parameters"),
     (tools_of(parameters={"type": "string"}), "tools[0].function.parameters.type"),
     (tools_of(parameters={"properties": []}), "tools[0].function.parameters.properties"),
-    (tools_of(parameters={"properties": {"a": 5}}), "tools[0].function.parameters.properties"),
+    (tools_of(parameters={"properties": {"a": 5}}), "tools[0].function.parameters.properties.a"),
+    (
+        tools_of(parameters={"properties": {"a": {"items": {"type": "str"}}}}),
+        "tools[0].function.parameters.properties.a.items.type",
+    ),
+    (
+        tools_of(parameters={"properties": {"a": {"anyOf": [{"type": "null"}, 5]}}}),
+        "tools[0].function.parameters.properties.a.anyOf[1]",
+    ),
+    (
+        tools_of(parameters={"$defs": {"a": {"enum": 5}}}),
+        "tools[0].function.parameters.$defs.a.enum",
+    ),
+    (tools_of(parameters={"allOf": {}}), "tools[0].function.parameters.allOf"),
     (tools_of(parameters={"required": "a"}), "tools[0].function.parameters.required"),
     (tools_of(description="x" * (1 << 20)), "tools"),
     ({"tools": [TOOLS[0], TOOLS[0]]}, "tools[1].function.name"),

@@ -29,11 +29,23 @@ GOOD: dict[str, dict[str, Any]] = {
         "model": "m",
         "messages": [
             {"role": "system", "content": "be brief"},
+            {"role": "user", "content": "call f"},
+            {
+                "role": "assistant",
+                "content": None,
+                "reasoning_content": "hm",
+                "tool_calls": [
+                    {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+                ],
+            },
+            {"role": "tool", "tool_call_id": "1", "content": "done"},
             {"role": "user", "content": [{"type": "text", "text": "say:hi"}]},
         ],
         "tools": [
             {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
         ],
+        "tool_choice": "auto",
+        "chat_template_kwargs": {"enable_thinking": False},
         "n": 2,
         "seed": 5,
         "stop": "x",
