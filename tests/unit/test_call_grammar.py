@@ -36,7 +36,7 @@ PARAMETERS = {
     },
 }
 WEATHER = FunctionSpec("weather", parameters=PARAMETERS, strict=True)
-NOW = FunctionSpec("now", parameters={"properties": {}, "additionalProperties": False})
+NOW = FunctionSpec("now")
 JSON_CALL = '<tool_call>\n{{"name": "weather", "arguments": {}}}\n</tool_call>'
 JSON_NOW = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
 XML_NOW = "<tool_call>\n<function=now>\n</function>\n</tool_call>"
@@ -171,6 +171,23 @@ def test_calls_or_content_of_a_form() -> None:
         with pytest.raises(RequestError, match="cannot be combined") as caught:
             call_grammar(calls, tools, content)
         assert caught.value.param == content.param
+
+
+@pytest.mark.parametrize(
+    ("parameters", "more"),
+    [
+        ({"properties": {"a": {"type": "integer"}}}, False),
+        ({"properties": {"a": {}}, "additionalProperties": {"type": "integer"}}, True),
+        ({"anyOf": [{"properties": {"a": {}}, "required": ["a"]}]}, True),
+    ],
+)
+def test_undeclared_arguments_come_only_where_the_schema_says_so(
+    parameters: dict[str, Any], more: bool
+) -> None:
+    functions = [FunctionSpec("weather", parameters=parameters)]
+    calls, use = JsonCalls(functions), ToolUse(functions, must_call=True)
+    assert fits(as_json('{"a": 1}'), calls, use)
+    assert fits(as_json('{"a": 1, "b": 2}'), calls, use) is more
 
 
 def test_keywords_that_cannot_be_enforced_are_left_out_unless_strict() -> None:
