@@ -93,7 +93,7 @@ class Constraints:
         rows = {
             row: sequence.constraint
             for row, sequence in enumerate(sequences)
-            if sequence.constraint is not None and sequence.constraint.num_free == 0
+            if sequence.constraint is not None and sequence.num_free == 0
         }
         if not rows:
             return None
@@ -221,4 +221,9 @@ class _Vocabulary:
         self.special_token_ids = [*special, vocab_size]
 
     def __call__(self, text: str) -> list[int]:
+        """How a model spells what it must say: marks as `<tool_call>` by ids of their own."""
+        ids = self._tokenizer.encode(text)
+        if self._tokenizer.special_ids.isdisjoint(ids):
+            return ids
+        # A control token is no text: where its name is asked for, it is spelt out.
         return self._tokenizer.encode(text, parse_special=False)

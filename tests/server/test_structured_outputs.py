@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -268,6 +269,28 @@ def test_a_grammar_that_takes_too_much_costs_only_its_request(
     assert chat(running).status_code == 200
     assert running.health() == (200, "ok")
     assert "Traceback" not in running.log
+
+
+def test_a_check_ends_with_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    create = asyncio.create_subprocess_exec
+
+    async def noted(*command: Any, **pipes: Any) -> asyncio.subprocess.Process:
+        started.append(await create(*command, **pipes))
+        return started[0]
+
+    async def leave_early() -> None:
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", noted)
+        schema = Grammar("json_schema", json.dumps(TRAPS["too slow"]["json"]))
+        check = asyncio.create_task(grammar_checker.GrammarChecker().check(schema, "p"))
+        while not started:
+            await asyncio.sleep(0.01)
+        check.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await check
+
+    asyncio.run(leave_early())
+    assert started[0].returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(

@@ -345,7 +345,10 @@ class TestEnforced:
             assert name == "clock" or arguments["scale"] in ("C", "F")
 
     def body(self, **fields: Any) -> dict[str, Any]:
-        tools = [{"type": "function", "function": JUDGE}, TOOLS[1]]
+        # Arguments that may be anything would go on for as long as a random model likes.
+        none = {"type": "object", "additionalProperties": False}
+        functions = (JUDGE, {**CLOCK, "parameters": none})
+        tools = [{"type": "function", "function": function} for function in functions]
         return say("x", tools=tools, seed=1, thinking_budget=3, max_tokens=300, **fields)
 
     def test_some_call_is_made(self, model: ServerProcess) -> None:

@@ -120,6 +120,20 @@ class Mutator:
             mutant.method, mutant.path = choose.choice(_METHODS), choose.choice(_PATHS)
         return mutant
 
+    def draw_bytes(self) -> bytes:
+        """A request as bytes, of which its first lines may be spoilt too."""
+        mutant = self.draw()
+        lines = [f"{mutant.method} {mutant.path} HTTP/1.1", "Host: x", "Connection: close"]
+        lines += [f"{name}: {value}" for name, value in mutant.headers.items()]
+        length = len(mutant.body) + self._random.choice((0, 0, -1, 1, 10**9, 10**30))
+        lines.append(
+            self._random.choice((f"Content-Length: {length}", "Transfer-Encoding: chunked"))
+        )
+        head = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
+        for _ in range(self._random.randint(0, 3)):
+            head = self._spoil_bytes(head)
+        return head + mutant.body
+
     def _spoil_value(self, path: str, body: dict[str, Any]) -> None:
         choose = self._random
         holders = _holders(body)

@@ -331,6 +331,21 @@ def test_a_grammar_is_for_what_follows_the_thoughts(
         assert answers.reasons["one"] == "stop"
 
 
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ("abc ab", [TOKENIZER.encode("abc")[0], *TOKENIZER.encode(" ab")]),
+        ("<tool_call>x", [TOOL_CALL, ord("x")]),
+        ("<|im_end|>", list(b"<|im_end|>")),
+    ],
+)
+def test_what_must_come_is_spelt_as_the_tokenizer_spells_it(
+    engine: Engine, text: str, ids: list[int]
+) -> None:
+    params = SamplingParams(max_tokens=30, temperature=1.0, grammar=Grammar.choice([text]))
+    assert run(engine, {"one": params}).ids["one"][:-1] == ids
+
+
 @pytest.mark.parametrize("bias", [100.0, -100.0])
 def test_thoughts_may_come_first_where_the_prompt_has_not_opened_them(
     engine: Engine, bias: float
