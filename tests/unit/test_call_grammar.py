@@ -27,12 +27,14 @@ PARAMETERS = {
         "scale": {"$ref": "#/$defs/scale"},
         "where": {"$ref": "#/$defs/where"},
         "note": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+        "mood": {"anyOf": [{"$ref": "#/$defs/mood"}, {"type": "null"}]},
     },
     "required": ["city", "days"],
     "additionalProperties": False,
     "$defs": {
         "scale": {"enum": ["C", "F"], "type": "string"},
         "where": {"type": "array", "items": {"type": "number"}, "maxItems": 2},
+        "mood": {"const": "fine", "type": "string"},
     },
 }
 WEATHER = FunctionSpec("weather", parameters=PARAMETERS, strict=True)
@@ -94,9 +96,10 @@ def arguments_in(text: str, calls: CallFormat) -> list[Any]:
         ("xml", as_xml(city="", days="2", scale="F"), {"city": "", "days": 2, "scale": "F"}),
         (
             "xml",
-            as_xml(city="5", days="0", where="[1, 2.5]", note="null"),
-            {"city": "5", "days": 0, "where": [1, 2.5], "note": None},
+            as_xml(city="5", days="0", where="[1, 2.5]", note="null", mood="fine"),
+            {"city": "5", "days": 0, "where": [1, 2.5], "note": None, "mood": "fine"},
         ),
+        ("xml", as_xml(city="5", days="0", mood="null"), {"city": "5", "days": 0, "mood": None}),
     ],
 )
 def test_calls_that_fit(form: str, text: str, arguments: dict[str, Any] | None) -> None:
@@ -134,6 +137,7 @@ def test_calls_that_fit(form: str, text: str, arguments: dict[str, Any] | None) 
         ("xml", as_xml(city="", days="two")),
         ("xml", as_xml(city="", days="2", scale="K")),
         ("xml", as_xml(city="", days="2", more="1")),
+        ("xml", as_xml(city="", days="2", mood="bad")),
         ("xml", as_xml(city="", days="2", where="[1, 2, 3]")),
         ("xml", XML_NOW.replace("now", "then")),
         ("xml", XML_NOW.replace("</function>\n", "")),
@@ -202,11 +206,11 @@ def test_keywords_that_cannot_be_enforced_are_left_out_unless_strict() -> None:
 @pytest.mark.parametrize(
     ("parameters", "strict", "message"),
     [
-        ({"properties": {"a": {"type": "string", "pattern": "x+"}}}, True, "'a' has more"),
+        ({"properties": {"a": {"type": "string", "pattern": "x+"}}}, True, "'a' says more"),
         (
             {"properties": {"a": {"anyOf": [{"type": "string", "format": "date"}]}}},
             True,
-            "has more",
+            "says more",
         ),
         ({"properties": {"a\n": {"type": "string"}}}, False, "cannot be written"),
         ({"properties": {}, "required": [">"]}, False, "cannot be written"),
