@@ -194,6 +194,18 @@ def test_undeclared_arguments_come_only_where_the_schema_says_so(
     assert fits(as_json('{"a": 1, "b": 2}'), calls, use) is more
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_function_of_many_optional_parameters(form: str) -> None:
+    properties = {f"p{number}": {"type": "integer"} for number in range(94)}
+    functions = [FunctionSpec("weather", parameters={"properties": properties})]
+    calls, use = FORMATS[form](functions), ToolUse(functions, must_call=True)
+    every = dict.fromkeys(properties, "1")
+    some = dict([*every.items()][::2])
+    for given in ({}, some, every):
+        pairs = ", ".join(f'"{name}": {value}' for name, value in given.items())
+        assert fits(as_json(f"{{{pairs}}}") if form == "json" else as_xml(**given), calls, use)
+
+
 def test_keywords_that_cannot_be_enforced_are_left_out_unless_strict() -> None:
     parameters = {"properties": {"a": {"type": "array", "uniqueItems": True}}, "required": ["a"]}
     lenient = FunctionSpec("weather", parameters=parameters)
