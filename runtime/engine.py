@@ -18,7 +18,6 @@ from torch import Tensor
 
 from qwell.runtime.batch import build_batch, lay_out
 from qwell.runtime.block_pool import BlockPool
-from qwell.runtime.constraint import Constraint
 from qwell.runtime.constraints import Constraints
 from qwell.runtime.draft_model import load_draft_model
 from qwell.runtime.engine_options import EngineOptions
@@ -329,7 +328,7 @@ class Engine:
                 for ahead in range(chunk.num_drawn)
             ]
         sampled_scores = SampledScores(logits, rows)
-        stuck = {} if masks is None else masks.apply(logits)
+        stuck = [] if masks is None else masks.apply(logits)
         ids = self.sampler.next_ids(logits, rows, self._in_flight, places)
         scores = sampled_scores.of(ops, ids)
         self._clock.ended("sample")
@@ -338,10 +337,12 @@ class Engine:
             if sequence.num_generated >= sequence.params.max_tokens:
                 # This end is known before the id: the sequence is in no later step.
                 self._scheduler.remove(sequence)
-        for row, constraint in stuck.items():
-            self._end_stuck(rows[row], constraint)
+        limits = {sequence: ahead for sequence, ahead in stuck if ahead}
+        for sequence, ahead in stuck:
+            if not ahead:
+                self._end_stuck(sequence)
         drafts = [chunk.draft_ids for chunk in ending]
-        return SampledIds(sequences, ids, drafts, scores, prompt_scores)
+        return SampledIds(sequences, ids, drafts, scores, prompt_scores, limits)
 
     def _drafts(self) -> Mapping[Sequence, SequenceOf[int]]:
         """Guesses for the sequences that decode in the next step."""
@@ -360,6 +361,9 @@ class Engine:
         for sequence, draft_ids in zip(sampled.sequences, sampled.drafts, strict=True):
             drawn = ids[row : row + 1 + len(draft_ids)]
             row += len(drawn)
+            if sequence in sampled.limits:
+                drawn = drawn[: sampled.limits[sequence]]
+                draft_ids = draft_ids[: len(drawn) - 1]
             is_first = len(sequence.token_ids) == sequence.num_prompt_tokens
             token_ids, reason = self._take(sequence, drawn, draft_ids)
             # Others were aborted, or found at their end when this step had been launched.
@@ -412,9 +416,11 @@ class Engine:
             else:
                 self._scheduler.add(sequence)
 
-    def _end_stuck(self, sequence: Sequence, constraint: Constraint) -> None:
+    def _end_stuck(self, sequence: Sequence) -> None:
         """End a request for which no id was left: what was drawn instead is nobody's."""
         self._forget(sequence)
+        constraint = sequence.constraint
+        assert constraint is not None, "only constraints leave no id"
         output = TokenOutput(sequence.request_id, [], error=constraint.problem)
         if constraint.is_complete:
             output = TokenOutput(sequence.request_id, [], "stop")
