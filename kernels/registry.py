@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -135,9 +135,9 @@ def build_fused_ops(
     return FusedOps(**{op: getattr(_import(op, _TRITON), op) for op in FUSED_OP_NAMES})
 
 
-def describe(ops: Ops) -> dict[str, str]:
+def describe(ops: Ops | FusedOps) -> dict[str, str]:
     """Op name -> family that serves it, or module and name of a callable from elsewhere."""
-    return {op: _origin(getattr(ops, op)) for op in OP_NAMES}
+    return {op.name: _origin(getattr(ops, op.name)) for op in fields(ops)}
 
 
 def is_native(ops: Ops, names: Collection[str] = FORWARD_OP_NAMES) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qwell.kernels.ops import Extent
 from qwell.runtime.sampled_ids import IdColumn, SampledIds
-from qwell.runtime.sequence import Chunk
+from qwell.runtime.sequence import Chunk, Sequence
 from qwell.runtime.transfer import to_device
 
 
@@ -51,6 +51,10 @@ class Layout:
         num_decodes: leading sequences of one token.
         max_query_len: most tokens of a sequence in this step.
         scores_prompts: some rows of logits are for the log-probabilities of prompt tokens.
+        drawn: the chunks after which tokens are drawn.
+        rows: the sequence of every token that is drawn: behind a chunk's last one and its guesses.
+        places: how many tokens of that sequence are generated before it.
+        more_tokens: those of prompts, and guesses.
     """
 
     input_ids: IdColumn
@@ -63,6 +67,10 @@ class Layout:
     num_decodes: int
     max_query_len: int
     scores_prompts: bool
+    drawn: list[Chunk]
+    rows: list[Sequence]
+    places: list[int]
+    more_tokens: int
 
     def to_device(self, device: torch.device) -> Batch:
         """The same as tensors, block lists padded to a table; one copy, without a wait."""
@@ -102,7 +110,7 @@ class Layout:
 
 
 def lay_out(
-    chunks: Sequence[Chunk],
+    chunks: SequenceOf[Chunk],
     block_size: int,
     *,
     sampled: SampledIds | None = None,
@@ -115,55 +123,69 @@ def lay_out(
     for every token. Ids that a step in flight has `sampled` are taken from there.
     """
     input_ids = IdColumn(sampled)
+    ids = input_ids.ids
     positions: list[int] = []
     slots: list[int] = []
     block_lists: list[list[int]] = []
     starts = [0]
     seq_lens: list[int] = []
     logit_rows: list[int] = []
-    num_decodes = max_query_len = row = 0
+    drawn: list[Chunk] = []
+    rows: list[Sequence] = []
+    places: list[int] = []
+    num_decodes = max_query_len = more_tokens = 0
     scores_prompts = False
     for chunk in chunks:
-        sequence, start, stop = chunk.sequence, chunk.start, chunk.stop
+        sequence, start, end, draft_ids = chunk
         blocks = sequence.blocks
-        input_ids.extend(sequence.token_ids[start : chunk.end])
-        if chunk.end > len(sequence.token_ids):
+        ids += sequence.token_ids[start:end]
+        if end > len(sequence.token_ids):
             input_ids.append_in_flight(sequence)
-        input_ids.extend(chunk.draft_ids)
+        ids += draft_ids
+        stop = end + len(draft_ids)
         for position in range(start, stop):
             positions.append(position)
             slots.append(blocks[position // block_size] * block_size + position % block_size)
         # It may have blocks already for tokens of later steps.
         block_lists.append(blocks[: -(-stop // block_size)])
         seq_lens.append(stop)
+        starts.append(len(ids))
         length = stop - start
-        if length > max_query_len:
-            max_query_len = length
+        max_query_len = max(max_query_len, length)
         if max_query_len == 1:
             num_decodes += 1
-        row += length
-        starts.append(row)
+        more_tokens += length if end > start + 1 else len(draft_ids)
+        wanted = 0
+        if chunk.completes:
+            drawn.append(chunk)
+            place = sequence.num_generated
+            wanted = 1 + len(draft_ids)
+            for ahead in range(wanted):
+                rows.append(sequence)
+                places.append(place + ahead)
         if all_logits or chunk.scored:
             wanted, scores_prompts = length, True
-        else:
-            wanted = chunk.num_drawn
-        logit_rows += range(row - wanted, row)
+        logit_rows += range(len(ids) - wanted, len(ids))
     return Layout(
-        input_ids,
-        positions,
-        slots,
-        block_lists,
-        starts,
-        seq_lens,
-        logit_rows,
-        num_decodes,
-        max_query_len,
-        scores_prompts,
+        input_ids=input_ids,
+        positions=positions,
+        slot_mapping=slots,
+        block_lists=block_lists,
+        cu_seqlens_q=starts,
+        seq_lens=seq_lens,
+        logit_rows=logit_rows,
+        num_decodes=num_decodes,
+        max_query_len=max_query_len,
+        scores_prompts=scores_prompts,
+        drawn=drawn,
+        rows=rows,
+        places=places,
+        more_tokens=more_tokens,
     )
 
 
 def build_batch(
-    chunks: Sequence[Chunk],
+    chunks: SequenceOf[Chunk],
     block_size: int,
     device: torch.device,
     *,

@@ -86,17 +86,17 @@ class Constraints:
         done = [sequence for sequence, compiled in self._waiting.items() if compiled.done()]
         return [(sequence, self._take(sequence, self._waiting.pop(sequence))) for sequence in done]
 
-    def masks(self, chunks: SequenceOf[Chunk]) -> Masks | None:
-        """Begin to make masks for what is drawn after the chunks; None where every id may come.
+    def masks(self, drawn: SequenceOf[Chunk]) -> Masks | None:
+        """Begin to make masks for what is drawn after these chunks; None where every id may come.
 
         The sequences' tokens must not change until the masks are applied.
         """
-        if all(chunk.sequence.constraint is None for chunk in chunks):
+        if all(chunk.sequence.constraint is None for chunk in drawn):
             return None
         places: list[_Place] = []
         row = 0
-        for chunk in chunks:
-            if chunk.completes and chunk.sequence.num_free == 0:
+        for chunk in drawn:
+            if chunk.sequence.num_free == 0:
                 places.append(_Place(row, chunk.sequence, list(chunk.draft_ids)))
             row += chunk.num_drawn
         return Masks(places, self._masker.submit(self._fill, places)) if places else None

@@ -16,17 +16,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from qwell.runtime.batch import build_batch, lay_out
+from qwell.runtime.all_logits import all_logits
+from qwell.runtime.batch import lay_out
 from qwell.runtime.block_pool import BlockPool
 from qwell.runtime.constraints import Constraints
 from qwell.runtime.draft_model import load_draft_model
 from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.errors import RequestError
 from qwell.runtime.forward import Forward
-from qwell.runtime.kv_cache import BLOCK_SIZE, blocks_for
+from qwell.runtime.kv_cache import BLOCK_SIZE
 from qwell.runtime.loader import LoadedModel, load_model
-from qwell.runtime.messages import EngineInfo, FinishReason, StepStats, TokenOutput
-from qwell.runtime.precision import dtype_name
+from qwell.runtime.messages import EngineInfo, StepStats, TokenOutput
+from qwell.runtime.prompt_check import check_prompt
 from qwell.runtime.prompt_lookup import PromptLookups
 from qwell.runtime.sampled_ids import SampledIds
 from qwell.runtime.sampler import Sampler
@@ -35,8 +36,8 @@ from qwell.runtime.sampling_params import (
     check_some_id_is_left,
     check_token_ids,
 )
-from qwell.runtime.scheduler import NO_DRAFTS, Scheduler
-from qwell.runtime.sequence import Chunk, Sequence
+from qwell.runtime.scheduler import Scheduler
+from qwell.runtime.sequence import Sequence
 from qwell.runtime.speculation import Drafter, Speculator, kept_ids
 from qwell.runtime.step_budget import StepBudget
 from qwell.runtime.step_clock import StepClock
@@ -44,7 +45,6 @@ from qwell.runtime.step_logprobs import SampledScores, Scores, completing_rows, 
 
 if TYPE_CHECKING:
     from qwell.runtime.prefix_file import PrefixFile
-
 
 # An abort takes effect this late while nothing runs but grammars are compiled.
 _COMPILE_WAIT_S = 0.01
@@ -139,15 +139,7 @@ class Engine:
 
     @property
     def info(self) -> EngineInfo:
-        model = self.model
-        return EngineInfo(
-            max_model_len=model.max_model_len,
-            kv_cache_tokens=model.num_blocks * BLOCK_SIZE,
-            vocab_size=model.config.vocab_size,
-            device=str(model.device),
-            dtype=dtype_name(model.dtype),
-            weights=model.weights,
-        )
+        return self.model.info
 
     @property
     def has_work(self) -> bool:
@@ -223,6 +215,7 @@ class Engine:
                 f"{self._max_queue} requests wait already, which is the most allowed; try later",
                 code="queue_full",
             )
+        ends = frozenset(params.stop_token_ids)
         sequence = Sequence(
             request_id=request_id,
             token_ids=list(prompt_ids),
@@ -231,8 +224,8 @@ class Engine:
             seed=secrets.randbits(64) if params.seed is None else params.seed,
             priority=priority,
             cache_salt=cache_salt,
-            end_ids=self._eos_of(params).union(params.stop_token_ids),
-            late_ids=self._eos.union(params.stop_token_ids),
+            end_ids=(ends if params.ignore_eos else self._eos | ends),
+            late_ids=self._eos | ends,
         )
         check_some_id_is_left(params, sequence.late_ids)
         self._sequences[request_id] = sequence
@@ -254,9 +247,17 @@ class Engine:
             self._forget(sequence)
         self._done = [output for output in self._done if output.request_id != request_id]
 
-    @torch.inference_mode()
     def step(self) -> list[TokenOutput]:
-        """Launch one batch; the new tokens of this one, or with overlap of the one before."""
+        """Launch one batch; the new tokens of this one, or with overlap of the one before.
+
+        A loop of steps does well to enter torch's inference mode once, around all of them.
+        """
+        if torch.is_inference_mode_enabled():
+            return self._step()
+        with torch.inference_mode():
+            return self._step()
+
+    def _step(self) -> list[TokenOutput]:
         self._clock.start()
         if self._constraints.num_waiting:
             self._admit_compiled()
@@ -283,33 +284,19 @@ class Engine:
             RequestError: as `add`.
         """
         self._check(token_ids, 0)
-        sequence = Sequence("logits", list(token_ids), len(token_ids), SamplingParams(), seed=0)
-        if blocks_for(len(token_ids)) > self._pool.num_free:
-            raise RequestError("the KV cache is in use by running requests; let them finish first")
-        sequence.blocks += self._pool.take(blocks_for(len(token_ids)))
-        try:
-            pieces = []
-            for start in range(0, len(token_ids), self._max_batch_tokens):
-                end = min(start + self._max_batch_tokens, len(token_ids))
-                chunk = Chunk(sequence, start, end)
-                batch = build_batch([chunk], BLOCK_SIZE, self.model.device, all_logits=True)
-                pieces.append(self.model.decoder.forward(batch, self.model.cache))
-            return torch.cat(pieces)
-        finally:
-            self._pool.give_back(sequence.blocks)
+        return all_logits(self.model, self._pool, token_ids, self._max_batch_tokens)
 
     def _launch(self) -> SampledIds | None:
         """Start the next batch without waiting for the device; None where nothing is to do."""
-        chunks = self._scheduler.schedule(self._budget.prefill_tokens, self._drafts())
-        sizes = [chunk.end - chunk.start for chunk in chunks]
-        drafted = sum(len(chunk.draft_ids) for chunk in chunks)
-        self._more_tokens = sum(size for size in sizes if size > 1) + drafted
+        chunks = self._scheduler.schedule(self._budget.prefill_tokens, self._guess)
         if not chunks:
+            self._more_tokens = 0
             return None
         layout = lay_out(chunks, BLOCK_SIZE, sampled=self._in_flight)
-        ops = self.model.decoder.ops
-        masks = self._constraints.masks(chunks)
+        self._more_tokens = layout.more_tokens
+        masks = self._constraints.masks(layout.drawn)
         self._clock.ended("schedule")
+        ops = self.model.decoder.ops
         logits = self.forward(layout)
         prompt_scores: Scores = dict
         if layout.scores_prompts:
@@ -317,41 +304,36 @@ class Engine:
             logits = completing_rows(logits, chunks)
         self._clock.ended("forward")
         self._scheduler.computed(chunks)
-        ending = [chunk for chunk in chunks if chunk.completes]
-        sequences = [chunk.sequence for chunk in ending]
-        rows, places = sequences, None
-        if drafted:
-            rows = [chunk.sequence for chunk in ending for _ in range(chunk.num_drawn)]
-            places = [
-                chunk.sequence.num_generated + ahead
-                for chunk in ending
-                for ahead in range(chunk.num_drawn)
-            ]
-        sampled_scores = SampledScores(logits, rows)
+        sampled_scores = SampledScores(logits, layout.rows)
         stuck = [] if masks is None else masks.apply(logits)
-        ids = self.sampler.next_ids(logits, rows, self._in_flight, places)
+        ids = self.sampler.next_ids(logits, layout.rows, layout.places, self._in_flight)
         scores = sampled_scores.of(ops, ids)
         self._clock.ended("sample")
-        for sequence in sequences:
+        drawn = layout.drawn
+        for sequence, *_ in drawn:
             sequence.num_in_flight += 1
             if sequence.num_generated >= sequence.params.max_tokens:
                 # This end is known before the id: the sequence is in no later step.
                 self._scheduler.remove(sequence)
-        limits = {sequence: ahead for sequence, ahead in stuck if ahead}
         for sequence, ahead in stuck:
             if not ahead:
                 self._end_stuck(sequence)
-        drafts = [chunk.draft_ids for chunk in ending]
-        return SampledIds(sequences, ids, drafts, scores, prompt_scores, limits)
-
-    def _drafts(self) -> Mapping[Sequence, SequenceOf[int]]:
-        """Guesses for the sequences that decode in the next step."""
-        if self._speculator is None:
-            return NO_DRAFTS
-        budget = self._budget
-        return self._speculator.propose(
-            self._scheduler.decoding, step_s=budget.step_s, token_s=budget.token_s
+        return SampledIds(
+            [c.sequence for c in drawn],
+            ids,
+            [c.draft_ids for c in drawn],
+            scores,
+            prompt_scores,
+            # Of one that is stuck at once the id is nobody's, but it is one id.
+            limits={sequence: max(ahead, 1) for sequence, ahead in stuck},
         )
+
+    def _guess(self, decoding: list[Sequence]) -> Mapping[Sequence, SequenceOf[int]]:
+        """Tokens that may follow the sequences that decode in the next step."""
+        if self._speculator is None:
+            return {}
+        budget = self._budget
+        return self._speculator.propose(decoding, step_s=budget.step_s, token_s=budget.token_s)
 
     def _collect(self, sampled: SampledIds) -> list[TokenOutput]:
         """Wait for a step's ids and give them to their sequences."""
@@ -365,7 +347,13 @@ class Engine:
                 drawn = drawn[: sampled.limits[sequence]]
                 draft_ids = draft_ids[: len(drawn) - 1]
             is_first = len(sequence.token_ids) == sequence.num_prompt_tokens
-            token_ids, reason = self._take(sequence, drawn, draft_ids)
+            kept = kept_ids(drawn, draft_ids) if draft_ids else drawn
+            if self._speculator is not None and draft_ids:
+                self._speculator.verified(sequence, drafted=len(draft_ids), accepted=len(kept) - 1)
+            token_ids = sequence.take(kept)
+            if len(token_ids) > 1:
+                self._scheduler.accepted(sequence)
+            reason = sequence.finish_reason
             # Others were aborted, or found at their end when this step had been launched.
             if self._sequences.get(sequence.request_id) is sequence:
                 if reason is not None:
@@ -387,24 +375,6 @@ class Engine:
             if self._sequences.get(sequence.request_id) is sequence
         ]
         return outputs
-
-    def _take(
-        self, sequence: Sequence, drawn: SequenceOf[int], draft_ids: SequenceOf[int]
-    ) -> tuple[list[int], FinishReason | None]:
-        """Give a sequence what was drawn at its end, as far as the guesses were right."""
-        kept = kept_ids(drawn, draft_ids)
-        if self._speculator is not None and draft_ids:
-            self._speculator.verified(sequence, drafted=len(draft_ids), accepted=len(kept) - 1)
-        taken = [kept[0]]
-        sequence.arrived(kept[0])
-        reason = self._finish_reason(sequence)
-        for token_id in kept[1:]:
-            if reason is not None:
-                break
-            sequence.accepted(token_id)
-            taken.append(token_id)
-            reason = self._finish_reason(sequence)
-        return taken, reason
 
     def _admit_compiled(self) -> None:
         """Queue sequences whose grammars are compiled; wait for one if there is nothing else."""
@@ -434,32 +404,6 @@ class Engine:
         if self._speculator is not None:
             self._speculator.forget(sequence)
 
-    def _finish_reason(self, sequence: Sequence) -> FinishReason | None:
-        """Why the last known token of a sequence is its last; None if it is not."""
-        known = len(sequence.token_ids) - sequence.num_prompt_tokens
-        if known <= sequence.params.max_tokens and sequence.token_ids[-1] in sequence.end_ids:
-            return "stop"
-        return "length" if known >= sequence.params.max_tokens else None
-
-    def _eos_of(self, params: SamplingParams) -> frozenset[int]:
-        return frozenset() if params.ignore_eos else self._eos
-
     def _check(self, prompt_ids: SequenceOf[int], max_tokens: int) -> None:
-        if not prompt_ids:
-            raise RequestError("the prompt is empty; it must have at least one token")
-        vocab_size = self.model.config.vocab_size
-        for token_id in prompt_ids:
-            if not 0 <= token_id < vocab_size:
-                raise RequestError(
-                    f"the prompt holds the token id {token_id}; ids must be in 0..{vocab_size - 1}",
-                    param="prompt",
-                )
-        total, limit = len(prompt_ids) + max_tokens, self.model.max_model_len
-        if total > limit:
-            raise RequestError(
-                # Clients that see no code know it by the first words.
-                f"this model's maximum context length is {limit} tokens, but {total} were asked "
-                f"for ({len(prompt_ids)} in the prompt, {max_tokens} for the completion)",
-                param="max_tokens" if len(prompt_ids) < limit else "prompt",
-                code="context_length_exceeded",
-            )
+        model = self.model
+        check_prompt(prompt_ids, max_tokens, model.config.vocab_size, model.max_model_len)

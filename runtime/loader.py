@@ -25,6 +25,7 @@ from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.errors import EngineStartError, UnsupportedModelError
 from qwell.runtime.kv_cache import BLOCK_SIZE, KVCache, allocate, blocks_for, bytes_per_token
 from qwell.runtime.memory import gpu_cache_budget, host_cache_budget
+from qwell.runtime.messages import EngineInfo
 from qwell.runtime.models.dense import (
     DenseDecoder,
     TensorNames,
@@ -65,6 +66,18 @@ class LoadedModel:
     dtype: torch.dtype
     weights: str
     runner: Runner | None = None
+
+    @property
+    def info(self) -> EngineInfo:
+        """What a server tells of it."""
+        return EngineInfo(
+            max_model_len=self.max_model_len,
+            kv_cache_tokens=self.num_blocks * BLOCK_SIZE,
+            vocab_size=self.config.vocab_size,
+            device=str(self.device),
+            dtype=dtype_name(self.dtype),
+            weights=self.weights,
+        )
 
 
 def load_model(

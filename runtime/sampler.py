@@ -33,8 +33,8 @@ class Sampler:
         self,
         logits: Tensor,
         sequences: SequenceOf[Sequence],
-        sampled: SampledIds | None = None,
         places: SequenceOf[int] | None = None,
+        sampled: SampledIds | None = None,
     ) -> Tensor | list[int]:
         """Next id of every sequence from fp32 logits [S, V]: int32 [S] on the device, or known.
 
@@ -45,9 +45,9 @@ class Sampler:
         Args:
             logits: see above.
             sequences: of the rows; more than once where ids behind guesses are drawn.
-            sampled: holds the ids in flight.
             places: how many tokens of its sequence are generated before each id; None is all that
                 are known or in flight.
+            sampled: holds the ids in flight.
         """
         if not sequences:
             # On the device, where whoever waits for them waits for the step.

@@ -18,16 +18,19 @@ Requests join and leave between steps, in the order of priority, then of arrival
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceOf
-from types import MappingProxyType
-from typing import Any
 
 from qwell.runtime.block_pool import BlockPool
 from qwell.runtime.kv_cache import BLOCK_SIZE, blocks_for
 from qwell.runtime.sequence import Chunk, Sequence
 
-NO_DRAFTS: Mapping[Any, SequenceOf[int]] = MappingProxyType({})
+Guess = Callable[[list[Sequence]], Mapping[Sequence, SequenceOf[int]]]
+"""Tokens that may follow some of the sequences."""
+
+
+def _guess_nothing(_decoding: list[Sequence]) -> Mapping[Sequence, SequenceOf[int]]:
+    return {}
 
 
 class Scheduler:
@@ -95,18 +98,8 @@ class Scheduler:
             self._stop_waiting(sequence)
         self._behind.discard(sequence)
 
-    @property
-    def decoding(self) -> list[Sequence]:
-        """Sequences of which the next step computes one token, and guesses if there are any.
-
-        Without those whose next token depends on the id of one in flight: they wait for it.
-        """
-        return [s for s in self._running if s.num_uncomputed == 1 and not s.awaits_id]
-
     def schedule(
-        self,
-        prefill_tokens: int | None = None,
-        drafts: Mapping[Sequence, SequenceOf[int]] = NO_DRAFTS,
+        self, prefill_tokens: int | None = None, guess: Guess = _guess_nothing
     ) -> list[Chunk]:
         """The chunks of the next step, every one with its blocks; empty without work.
 
@@ -115,19 +108,24 @@ class Scheduler:
         Args:
             prefill_tokens: most tokens of prompts in a step that also decodes; None is as many as
                 the step has room for.
-            drafts: guesses for some of `decoding`; taken as far as there is room, in the cache
-                without taking it from others, in the step up to half of it.
+            guess: gives tokens to follow some of those that decode; taken as far as there is room,
+                in the cache without taking it from others, in the step up to half of it.
         """
-        decoding = self._with_room(self.decoding)
+        # Those whose next token depends on the id of one in flight wait for it.
+        decoding = [s for s in self._running if s.num_uncomputed == 1 and not s.awaits_id]
+        drafts = guess(decoding)
+        decoding = self._with_room(decoding)
         budget = self._max_batch_tokens - len(decoding)
         # The other half is for prompts, which must go on whatever is guessed.
         draft_budget = budget // 2
         chunks = []
         for sequence in decoding:
-            draft_ids = self._drafted(sequence, drafts.get(sequence, ())[:draft_budget])
-            draft_budget -= len(draft_ids)
-            budget -= len(draft_ids)
             start = sequence.num_computed
+            draft_ids = drafts.get(sequence, ())
+            if draft_ids:
+                draft_ids = self._drafted(sequence, draft_ids[:draft_budget])
+                draft_budget -= len(draft_ids)
+                budget -= len(draft_ids)
             chunks.append(Chunk(sequence, start, start + 1, draft_ids))
         if decoding and prefill_tokens is not None:
             budget = min(budget, prefill_tokens)
@@ -143,13 +141,16 @@ class Scheduler:
         """The step is launched: the chunks' tokens are in the cache for every later one."""
         for chunk in chunks:
             sequence = chunk.sequence
-            sequence.num_scored = max(sequence.num_scored, chunk.scored.stop)
+            if sequence.wants_scores:
+                sequence.num_scored = max(sequence.num_scored, chunk.scored.stop)
             sequence.num_computed = chunk.end
-            full = min(chunk.end, len(sequence.token_ids)) // BLOCK_SIZE
-            if full > sequence.num_registered and self._pool.prefix_cache:
-                self._register(sequence, full)
-            if chunk.completes:
+            self._register(sequence)
+            if self._behind and chunk.completes:
                 self._behind.discard(sequence)
+
+    def accepted(self, sequence: Sequence) -> None:
+        """Guesses for a running sequence were right: their tokens are in the cache as well."""
+        self._register(sequence)
 
     def _turn(self, sequence: Sequence) -> tuple[bool, int, int]:
         return sequence not in self._behind, sequence.priority, sequence.arrival
@@ -197,6 +198,8 @@ class Scheduler:
     def _admit(self) -> None:
         """Let waiting sequences in, in their order, while there is room for all that one has."""
         self._is_full = False
+        if not self._waiting:
+            return
         place = 0
         first = min((s for s in self._running if s.num_uncomputed > 1), key=_order, default=None)
         while place < len(self._waiting) and len(self._running) < self._max_num_seqs:
@@ -250,8 +253,11 @@ class Scheduler:
     def _name_blocks(self, sequence: Sequence) -> None:
         self._pool.extend_keys(sequence.block_keys, sequence.token_ids, sequence.cache_salt)
 
-    def _register(self, sequence: Sequence, full: int) -> None:
-        """Its first `full` blocks can be found from now on."""
+    def _register(self, sequence: Sequence) -> None:
+        """Its full blocks, of tokens that are known, can be found from now on."""
+        full = min(sequence.num_computed, len(sequence.token_ids)) // BLOCK_SIZE
+        if full <= sequence.num_registered or not self._pool.prefix_cache:
+            return
         self._name_blocks(sequence)
         for place in range(sequence.num_registered, full):
             key, start = sequence.block_keys[place], place * BLOCK_SIZE

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from qwell.runtime.constraint import NO_LIMIT, Constraint
 from qwell.runtime.logit_adjustment import LogitAdjustment, adjustment_of
+from qwell.runtime.messages import FinishReason
 from qwell.runtime.sampling_params import SamplingParams
 
 
@@ -74,11 +76,11 @@ class Sequence:
 
     @property
     def num_uncomputed(self) -> int:
-        return self.num_tokens - self.num_computed
+        return len(self.token_ids) + self.num_in_flight - self.num_computed
 
     @property
     def num_generated(self) -> int:
-        return self.num_tokens - self.num_prompt_tokens
+        return len(self.token_ids) + self.num_in_flight - self.num_prompt_tokens
 
     @property
     def num_left(self) -> int:
@@ -102,6 +104,23 @@ class Sequence:
         """Which ids may come next depends on one that is in flight."""
         return self.num_in_flight > 0 and self.num_in_flight >= self.num_free
 
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the last known token is the last one; None if it is not."""
+        known = len(self.token_ids) - self.num_prompt_tokens
+        if known <= self.params.max_tokens and self.token_ids[-1] in self.end_ids:
+            return "stop"
+        return "length" if known >= self.params.max_tokens else None
+
+    def take(self, token_ids: SequenceOf[int]) -> list[int]:
+        """The first token in flight and those behind right guesses are known; as far as its end."""
+        self.arrived(token_ids[0])
+        taken = 1
+        while taken < len(token_ids) and self.finish_reason is None:
+            self.accepted(token_ids[taken])
+            taken += 1
+        return list(token_ids[:taken])
+
     def arrived(self, token_id: int) -> None:
         """The first token in flight is known."""
         self.num_in_flight -= 1
@@ -120,8 +139,7 @@ class Sequence:
             self.constraint.accept(token_id)
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(NamedTuple):
     """Tokens start .. end of a sequence, to be computed in one step; then those of a guess.
 
     Attributes:

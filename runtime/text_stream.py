@@ -23,6 +23,7 @@ class TextStream:
 
     Attributes:
         stopped: a stop string was found; it and everything behind it is dropped.
+        stop_string: the one that was found, else "".
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class TextStream:
         self._include_stop = include_stop
         self._held = ""
         self.stopped = False
+        self.stop_string = ""
 
     def push(self, token_ids: Sequence[int]) -> str:
         """The text that these ids made certain; "" once stopped."""
@@ -64,7 +66,9 @@ class TextStream:
             if any(complete):
                 self.stopped = True
                 self._held = ""
-                return text[:end] if self._include_stop else text[: end - max(complete)]
+                begin = end - max(complete)
+                self.stop_string = text[begin:end]
+                return text[:end] if self._include_stop else text[:begin]
         certain = len(text) - max(matcher.matched for matcher in self._matchers)
         self._held = text[certain:]
         return text[:certain]

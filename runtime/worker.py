@@ -33,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _live_and_die_with_parent()
     restrain_thread_pools()
     # Takes seconds; a signal must not find the process unprepared for that long.
+    import torch
+
     from qwell.runtime.engine import Engine
 
     connection = socket.socket(fileno=arguments.fd)
@@ -42,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except QwellError as error:
         connection.sendall(encode_frame(StartFailed(str(error))))
         return 1
-    run(engine, connection)
+    with torch.inference_mode():
+        run(engine, connection)
     engine.close()
     return 0
 

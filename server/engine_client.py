@@ -146,15 +146,9 @@ class EngineClient:
     def _dispatch(self, message: FromEngine) -> None:
         if isinstance(message, StepOutputs):
             self.stats = message.stats
-            sinks = self._sinks
             for output in message.outputs:
-                request_id = output.request_id
-                if output.finish_reason is None and output.error is None:
-                    sink = sinks.get(request_id)
-                else:
-                    sink = sinks.pop(request_id, None)
-                if sink is not None:
-                    sink(output)
+                last = output.finish_reason is not None or output.error is not None
+                self._deliver(output.request_id, output, last=last)
         elif isinstance(message, Accepted):
             self._deliver(message.request_id, message, last=False)
         elif isinstance(message, Rejected):

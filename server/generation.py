@@ -54,6 +54,8 @@ class Delta(msgspec.Struct, frozen=True):
             the last ones may still be held back.
         token_ids: the same without the log-probabilities, if they are asked for.
         prompt: the whole prompt, once, before all text, if its log-probabilities are asked for.
+        stop_reason: with a `finish_reason`: the stop string or the one of `stop_token_ids` that
+            has ended the text, if one has.
     """
 
     index: int
@@ -62,6 +64,7 @@ class Delta(msgspec.Struct, frozen=True):
     tokens: Sequence[ScoredToken] = ()
     token_ids: Sequence[int] = ()
     prompt: Sequence[ScoredToken] = ()
+    stop_reason: str | int | None = None
 
 
 @dataclass
@@ -73,6 +76,7 @@ class ChoiceText:
     tokens: list[ScoredToken] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     prompt: list[ScoredToken] = field(default_factory=list)
+    stop_reason: str | int | None = None
 
 
 @dataclass
@@ -158,6 +162,7 @@ class Generation:
                 choice.prompt += delta.prompt
                 if delta.finish_reason is not None:
                     choice.finish_reason = delta.finish_reason
+                    choice.stop_reason = delta.stop_reason
         finally:
             self.cancel()
         for choice, texts in zip(choices, pieces, strict=True):
@@ -240,8 +245,19 @@ class Generation:
         if text or tokens or token_ids:
             deltas.append(Delta(index, text, tokens=tokens, token_ids=token_ids))
         if finish_reason is not None:
-            deltas.append(Delta(index, "", finish_reason))
+            stop_reason = _stop_reason(choice, event) if finish_reason == "stop" else None
+            deltas.append(Delta(index, "", finish_reason, stop_reason=stop_reason))
         return deltas
+
+
+def _stop_reason(choice: _Running, event: TokenOutput) -> str | int | None:
+    """What the request named and `event` brought, of a choice that has stopped."""
+    if choice.text.stopped:
+        return choice.text.stop_string
+    for token_id in event.token_ids[-1:]:
+        if token_id in choice.job.params.stop_token_ids:
+            return token_id
+    return None
 
 
 def _told_prompt(choice: _Running, event: TokenOutput) -> Sequence[ScoredToken]:

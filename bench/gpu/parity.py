@@ -14,7 +14,9 @@ from torch import Tensor
 
 from qwell.bench.gpu.attempt import Failure, attempt
 from qwell.bench.gpu.calls import Call, Calls, Step
+from qwell.bench.gpu.fused_reference import FUSED_REFERENCE
 from qwell.bench.kernels.models import MODELS, Model
+from qwell.kernels.fused_ops import FusedOps
 from qwell.kernels.ops import OP_NAMES, Ops
 from qwell.kernels.reference.adjust_logits import adjust_logits
 from qwell.kernels.reference.attention import attention
@@ -80,19 +82,23 @@ def parity_steps() -> dict[torch.dtype, tuple[Step, ...]]:
 
 def parity(
     device: torch.device,
-    ops: Callable[[torch.dtype], Ops],
+    ops: Callable[[torch.dtype], Ops | FusedOps],
     steps: dict[torch.dtype, tuple[Step, ...]],
     names: Sequence[str] = OP_NAMES,
+    calls: type[Calls] = Calls,
 ) -> Iterator[Parity]:
-    """These ops of every step against the reference; `ops` chooses them for a dtype."""
+    """These ops of every step against the reference; `ops` chooses them for a dtype.
+
+    `calls` makes their calls.
+    """
     for dtype, of_dtype in steps.items():
         chosen = ops(dtype)
         for step in of_dtype:
-            for call in Calls(device, dtype).of(step, names):
+            for call in calls(device, dtype).of(step, names):
                 yield compare(call, chosen, dtype)
 
 
-def compare(call: Call, ops: Ops, dtype: torch.dtype) -> Parity:
+def compare(call: Call, ops: Ops | FusedOps, dtype: torch.dtype) -> Parity:
     """Run a call on both sides. If one raises, also for want of memory, that is the result."""
     name = str(dtype).removeprefix("torch.")
     known = (call.op, call.case, name, describe(ops)[call.op])
@@ -104,11 +110,12 @@ def compare(call: Call, ops: Ops, dtype: torch.dtype) -> Parity:
     return Parity(*known, error, call.limit, differing, ok)
 
 
-def _differences(call: Call, ops: Ops) -> tuple[float, float]:
+def _differences(call: Call, ops: Ops | FusedOps) -> tuple[float, float]:
     """The largest of the results, of floats and of integers."""
     with _poisoned():
-        actual = _finished(_results(call, ops, _copied(call)))
-    expected = _results(call, REFERENCE, _widened(call.arguments))
+        actual = _finished(_results(call, getattr(ops, call.op), _copied(call)))
+    reference = FUSED_REFERENCE.get(call.op) or getattr(REFERENCE, call.op)
+    expected = _results(call, reference, _widened(call.arguments))
     pairs = list(zip(actual, expected, strict=True))
     floats = [epsilons(a, e) for a, e in pairs if a.is_floating_point()]
     integers = [_differing(a, e) for a, e in pairs if not a.is_floating_point()]
@@ -135,9 +142,9 @@ def _differing(actual: Tensor, expected: Tensor) -> float:
     return (actual != expected).double().mean().item() if actual.numel() else 0.0
 
 
-def _results(call: Call, ops: Ops, arguments: Sequence[Any]) -> list[Tensor]:
+def _results(call: Call, op: Callable[..., Any], arguments: Sequence[Any]) -> list[Tensor]:
     """What the op returns, then what it has written to."""
-    returned = getattr(ops, call.op)(*arguments)
+    returned = op(*arguments)
     listed = [returned] if isinstance(returned, Tensor) else list(returned or ())
     return [*listed, *(arguments[place] for place in call.written)]
 

@@ -8,8 +8,9 @@ from functools import partial
 import torch
 
 from qwell.bench.checkpoints import true_config
-from qwell.bench.gpu.calls import Step
+from qwell.bench.gpu.calls import Step, decode
 from qwell.bench.gpu.ceilings import measure
+from qwell.bench.gpu.fused_calls import FUSED_LINEARS, FusedCalls
 from qwell.bench.gpu.isolation import Row, Section
 from qwell.bench.gpu.kernels import kernel_steps, kernel_times
 from qwell.bench.gpu.model import random_model, read_config
@@ -18,7 +19,9 @@ from qwell.bench.gpu.model_speed import speeds
 from qwell.bench.gpu.parity import parity, parity_steps
 from qwell.bench.gpu.serving import engine_speeds, throughput
 from qwell.bench.gpu.timing import timer_for
+from qwell.bench.kernels.models import MODELS
 from qwell.bench.work import Ceilings
+from qwell.kernels.fused_ops import MAX_FUSED_TOKENS, FusedOps
 from qwell.kernels.ops import OP_NAMES, Ops
 from qwell.kernels.registry import build_fused_ops, build_ops
 from qwell.runtime.decode_graphs import cuda_capture
@@ -70,6 +73,7 @@ def _parity_sections() -> Iterator[Section]:
         for step in steps:
             name = f"parity of linear, {step.name} {str(dtype).removeprefix('torch.')}"
             yield Section(name, partial(_parity, "linear", {dtype: (step,)}), 120.0)
+    yield Section("parity of fused ops", _fused_parity, 120.0)
 
 
 def _gpu() -> torch.device:
@@ -80,12 +84,23 @@ def _ops(dtype: torch.dtype = DTYPE) -> Ops:
     return build_ops(_gpu(), dtype)
 
 
+def _fused_ops(dtype: torch.dtype = DTYPE) -> FusedOps:
+    ops = build_fused_ops(_gpu(), dtype)
+    assert ops is not None, "a GPU that the other ops have run on"
+    return ops
+
+
 def _ceilings(_: Ceilings) -> Iterator[Row]:
     yield measure(_gpu(), timer_for(_gpu()))
 
 
 def _parity(op: str, steps: dict[torch.dtype, tuple[Step, ...]], _: Ceilings) -> Iterator[Row]:
     yield from parity(_gpu(), _ops, steps, (op,))
+
+
+def _fused_parity(_: Ceilings) -> Iterator[Row]:
+    steps = [decode(m, batch, _CONTEXT) for m in MODELS for batch in (1, MAX_FUSED_TOKENS)]
+    yield from parity(_gpu(), _fused_ops, {DTYPE: tuple(steps)}, FUSED_LINEARS, FusedCalls)
 
 
 def _model_parity(_: Ceilings) -> Iterator[Row]:
@@ -107,9 +122,8 @@ def _speeds(name: str, ceilings: Ceilings) -> Iterator[Row]:
 def _not_invariant(ceilings: Ceilings) -> Iterator[Row]:
     """What --no-batch-invariant is worth: fused ops for small decodes, BLAS for the rest."""
     ops = build_ops(_gpu(), DTYPE, batch_invariant=False)
-    fused = build_fused_ops(_gpu(), DTYPE)
     config = true_config("qwen3-0.6b")
-    model = random_model(config, ops, _CACHE_TOKENS, MAX_MODEL_LEN, DTYPE, _gpu(), fused)
+    model = random_model(config, ops, _CACHE_TOKENS, MAX_MODEL_LEN, DTYPE, _gpu(), _fused_ops())
     name = "qwen3-0.6b --no-batch-invariant"
     decodes = [(batch, _CONTEXT) for batch in _BATCHES]
     yield from speeds(name, model, timer_for(_gpu()), ceilings, cuda_capture, decodes, _PROMPTS)

@@ -23,12 +23,21 @@ _GCN_INSTRUCTION = re.compile(r"^\s+([a-z]+_[a-z0-9_]+)(?=\s|$)", re.MULTILINE)
 
 _COUNTED = {
     "tensor": r"HMMA|IMMA|QMMA|DMMA|HGMMA|QGMMA|IGMMA|UTC\w*MMA|v_s?mfma_",
-    "async_copy": r"LDGSTS",
+    "async_copy": r"LDGSTS|(?:global|buffer)_load_lds_",
     "bulk_copy": r"UTMA|UBLKCP",
     "local": r"LDL|STL|scratch_",
 }
 _LOAD = re.compile(r"LDG(?:STS)?(?=\.|$)|(?:global|buffer|flat)_load_")
-_GCN_LOAD_BYTES = {"dword": 4, "dwordx2": 8, "dwordx3": 12, "dwordx4": 16, "b32": 4, "b64": 8}
+_GCN_LOAD_BYTES = {
+    "ubyte": 1,
+    "sbyte": 1,
+    "dword": 4,
+    "dwordx2": 8,
+    "dwordx3": 12,
+    "dwordx4": 16,
+    "b32": 4,
+    "b64": 8,
+}
 
 
 @dataclass(frozen=True)
@@ -98,7 +107,8 @@ def _wide_load_share(names: Sequence[str]) -> float:
 
 def _load_bytes(name: str) -> int:
     if "_load_" in name:
-        return _GCN_LOAD_BYTES.get(name.partition("_load_")[2], 2)
+        # Those of CDNA 4 may go to shared memory: "global_load_lds_dwordx4".
+        return _GCN_LOAD_BYTES.get(name.partition("_load_")[2].removeprefix("lds_"), 2)
     parts = name.split(".")
     bits = max((int(part) for part in parts if part in ("64", "128", "256")), default=0)
     if bits:

@@ -21,6 +21,8 @@ MATRIX = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942", "gfx
 """Architectures that every kernel must compile for: all that a launch table has rows for."""
 
 LEAST_WIDE_SHARE = 0.9
+LEAST_WIDE_SHARE_AMD = 0.75
+"""A wave is twice as wide: a lane has half as much to load, beside as many scales of weights."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +112,8 @@ def _faults(arch: str, case: Case, kernel: str, facts: Facts, resident: int) -> 
         faults.append("no program fits on a multiprocessor")
     if kernel in case.tensor_kernels and not facts.tensor:
         faults.append("no matrix instructions")
-    # An AMD wave is twice as wide: the same tile leaves a lane half as much to load.
-    narrow = not arch.startswith("gfx") and facts.wide_load_share < LEAST_WIDE_SHARE
-    if kernel in case.wide_kernels and narrow:
+    least = LEAST_WIDE_SHARE_AMD if arch.startswith("gfx") else LEAST_WIDE_SHARE
+    if kernel in case.wide_kernels and facts.wide_load_share < least:
         faults.append(f"only {facts.wide_load_share:.0%} of loaded bytes by 128-bit loads")
     return faults
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from qwell.bench.gpu.calls import Step
+from qwell.bench.gpu.calls import Calls, Step
 from qwell.kernels.triton.configs.table_file import table_file
 
 
@@ -37,13 +37,15 @@ class Space:
     Rows are named tuples of the table's module.
 
     Attributes:
-        op: whose launches the table is for.
+        op: that it is tuned for.
         config: the table's module.
         choices: values of the fields that may change.
         keeps: whether a row for an architecture is as the module asks.
         same_bits: rows must not differ in the bits of a result.
         loads: for all rows of an architecture.
         name: of the table in its module.
+        shared_by: ops that launch with the table, where `op` is no op but a name for them all.
+        calls: makes the calls of the ops.
     """
 
     op: str
@@ -53,6 +55,13 @@ class Space:
     same_bits: bool
     loads: Callable[[Sequence[Any]], Iterator[Load]]
     name: str = "ROWS"
+    shared_by: tuple[str, ...] = ()
+    calls: type[Calls] = Calls
+
+    @property
+    def ops(self) -> tuple[str, ...]:
+        """Whose launches the table is for."""
+        return self.shared_by or (self.op,)
 
     @property
     def file(self) -> Path:

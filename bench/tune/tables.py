@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,14 +11,18 @@ import torch
 import triton
 
 from qwell.bench.gpu.calls import Step, decode, prefill
+from qwell.bench.gpu.fused_calls import FusedCalls
 from qwell.bench.kernels.models import MODELS, Model
 from qwell.bench.tune.space import Load, Space
+from qwell.kernels.fused_ops import MAX_FUSED_TOKENS
 from qwell.kernels.triton.configs import (
     attention_decode,
     attention_prefill,
     embedding,
+    gemv,
     linear,
     logprobs,
+    merge_linear_add,
     rms_norm,
     rope,
     sample,
@@ -69,6 +74,15 @@ def _wide_packed(arch: str, row: linear.Settings) -> bool:
     return _whole_instructions(arch, row) and row.block_m >= 32
 
 
+def _wide_weights(arch: str, row: gemv.Settings | merge_linear_add.Settings) -> bool:
+    return 8 * _threads(arch, row) <= row.block_k
+
+
+def _wide_splits(arch: str, row: merge_linear_add.Settings) -> bool:
+    # Twice the splits that a thread holds now; most rows with more spill registers.
+    return _wide_weights(arch, row) and row.block_s * row.max_tokens <= 8
+
+
 def _divides_split(_: str, row: attention_decode.Settings) -> bool:
     return row.block_n >= 16 and attention_decode.SPLIT % row.block_n == 0
 
@@ -118,6 +132,28 @@ def _by_head(steps: Callable[[Model], tuple[Step, ...]]) -> Loads:
     return loads
 
 
+def _by_weight(rows: Sequence[Any]) -> Iterator[Load]:
+    """The weights that the ops which share the table of gemv have in the models."""
+    del rows  # each of them serves some of these
+    for model in MODELS:
+        qkv = (model.heads + 2 * model.kv_heads) * model.head_dim
+        weights = {
+            "norm_linear": qkv,
+            "norm_linear_silu_mul": 2 * model.mlp,
+            "linear_add": model.hidden,
+        }
+        for (op, n), batch in itertools.product(weights.items(), (1, MAX_FUSED_TOKENS)):
+            yield Load({"max_n": n}, _BF16, decode(model, batch, 1024), (op,))
+
+
+def _by_sequences(rows: Sequence[merge_linear_add.Settings]) -> Iterator[Load]:
+    """As many sequences as each row serves at most, short and long ones."""
+    for row, model in itertools.product(rows, MODELS):
+        for context in (1024, 8192):
+            step = decode(model, row.max_tokens, context)
+            yield Load({"max_tokens": row.max_tokens}, _BF16, step)
+
+
 def _always(*steps: Step) -> Loads:
     return lambda _: (Load({}, _BF16, step) for step in steps)
 
@@ -133,6 +169,17 @@ _TILES = {
     "spread": (False, True),
 }
 _KEYS = {"block_n": (16, 32, 64, 128), "num_warps": (2, 4, 8), "num_stages": (2, 3, 4)}
+_WEIGHT_ROWS = {
+    "block_n": (2, 4, 8, 16),
+    "block_k": (512, 1024, 2048, 4096),
+    "num_warps": (1, 2, 4, 8, 16),
+}
+_SPLITS = {
+    "block_n": (4, 8, 16),
+    "block_k": (1024, 2048, 4096),
+    "block_s": (1, 2, 4),
+    "num_warps": (4, 8),
+}
 _QUERIES = {"block_m": (16, 32, 64, 128), "num_warps": (4, 8), "num_stages": (2, 3, 4)}
 
 _ROTATED = _always(decode(_SMALL, 64, 1024), prefill(_LARGE, CHUNK))
@@ -163,6 +210,25 @@ _SPACES = (
     Space("silu_mul", silu_mul, _COLUMNS, _wide_columns, True, _by_width("mlp")),
     Space("sample", sample, _LOGITS, _wide_logits, True, _DRAWN),
     Space("logprobs", logprobs, _LOGITS, _wide_logits, False, _DRAWN),
+    Space(
+        "gemv",
+        gemv,
+        _WEIGHT_ROWS,
+        _wide_weights,
+        same_bits=False,
+        loads=_by_weight,
+        shared_by=("norm_linear", "norm_linear_silu_mul", "linear_add"),
+        calls=FusedCalls,
+    ),
+    Space(
+        "merge_linear_add",
+        merge_linear_add,
+        _SPLITS,
+        _wide_splits,
+        same_bits=False,
+        loads=_by_sequences,
+        calls=FusedCalls,
+    ),
 )
 
 SPACES: Mapping[str, tuple[Space, ...]] = {

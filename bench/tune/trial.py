@@ -16,12 +16,13 @@ from torch import Tensor
 from triton.compiler import CompiledKernel
 
 from qwell.bench.gpu.attempt import Failure, attempt
-from qwell.bench.gpu.calls import Call, Calls
+from qwell.bench.gpu.calls import Call
 from qwell.bench.gpu.parity import compare
 from qwell.bench.gpu.timing import Timer
 from qwell.bench.kernels.binary import read_facts
 from qwell.bench.kernels.compile import record_launches
 from qwell.bench.tune.space import Space
+from qwell.kernels.fused_ops import FusedOps
 from qwell.kernels.ops import Ops
 
 SLOWER = 1.1
@@ -38,7 +39,7 @@ class Rig:
 
     arch: str
     device: torch.device
-    ops: Callable[[torch.dtype], Ops]
+    ops: Callable[[torch.dtype], Ops | FusedOps]
     timer: Timer
 
 
@@ -96,7 +97,7 @@ def try_rows(rig: Rig, space: Space, place: int, rows: Sequence[Any]) -> list[Tr
 
 def _calls(rig: Rig, space: Space, place: int) -> Iterator[tuple[torch.dtype, Call]]:
     for load in space.loads_of(rig.arch, place):
-        for call in Calls(rig.device, load.dtype).of(load.step, (space.op,)):
+        for call in space.calls(rig.device, load.dtype).of(load.step, space.ops):
             if call.case.endswith(load.cases):
                 yield load.dtype, call
 
@@ -109,7 +110,7 @@ def _in_place(space: Space, arch: str, place: int, row: Any) -> Iterator[None]:
         yield
 
 
-def _run(call: Call, ops: Ops, dtype: torch.dtype, timer: Timer) -> _Run:
+def _run(call: Call, ops: Ops | FusedOps, dtype: torch.dtype, timer: Timer) -> _Run:
     op = getattr(ops, call.op)
     outputs: list[Tensor] = []
 

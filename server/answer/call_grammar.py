@@ -13,13 +13,6 @@ from qwell.server.answer.tool_calls import CLOSE, OPEN, CallFormat
 from qwell.server.protocol.structured_outputs import RequestedGrammar
 from qwell.server.protocol.tools import ToolUse
 
-# Text up to a call, and text after the last one.
-_FREE_TEXT = (
-    f"opening[lazy]: /(?s:.*){OPEN}/",
-    "rest: TEXT",
-    f"TEXT: /(?s:.*)/ & ~/(?s:.*){OPEN}(?s:.*)/",
-)
-
 
 def call_grammar(
     calls: CallFormat, tools: ToolUse, content: RequestedGrammar | None
@@ -51,5 +44,19 @@ def call_grammar(
         schema = msgspec.json.decode(content.grammar.text, type=dict[str, Any])
         lines = [f"start: {blocks} | content", block, f"content: {lark_json(schema, strict=True)}"]
     else:
-        lines = [f"start: (opening call {close}){'?' if tools.one_call else '*'} rest", *_FREE_TEXT]
+        lines = [
+            f"start: (opening call {close}){'?' if tools.one_call else '*'} rest",
+            *_free_text(calls),
+        ]
     return RequestedGrammar(Grammar("lark", "\n".join([*lines, rules, ""])), tools.param)
+
+
+def _free_text(calls: CallFormat) -> tuple[str, ...]:
+    """Rules for text up to a call, and after the last one; neither has a call of its own."""
+    starts = "".join(f" & ~/(?s:.*){start}(?s:.*)/" for start in calls.starts)
+    return (
+        "opening[lazy]: OPENING",
+        f"OPENING: /(?s:.*){OPEN}/{starts}",
+        "rest: REST",
+        f"REST: /(?s:.*)/ & ~/(?s:.*){OPEN}(?s:.*)/{starts}",
+    )

@@ -15,7 +15,13 @@ CLOSE = "</tool_call>"
 
 
 class CallFormat(Protocol):
-    """A format of calls, for some declared functions."""
+    """A format of calls, for some declared functions.
+
+    Attributes:
+        starts: what a call may begin with where the model has left out the opening tag.
+    """
+
+    starts: tuple[str, ...]
 
     def read_call(self, source: Source) -> Reader[bool]:
         """Read a call that the source begins with, just behind the opening tag.
@@ -38,35 +44,39 @@ def read_calls(source: Source, calls: CallFormat, *, one_only: bool) -> Reader[N
     so is all that follows the first call.
     """
     called = False
-    while (yield from _read_text(source, called)):
-        gap = source.take(source.rest.index(OPEN) + len(OPEN))
+    while tag := (yield from _read_text(source, (OPEN, *calls.starts), called)):
+        gap = source.take(source.rest.index(tag))
+        if tag == OPEN:
+            gap += source.take(len(OPEN))
         called = yield from calls.read_call(source)
         if not called:
-            yield Content(gap)
+            yield Content(gap if tag == OPEN else gap + source.take(len(tag)))
         elif one_only:
             yield from _drop(source)
         else:
             yield from _skip_close(source)
 
 
-def _read_text(source: Source, called: bool) -> Reader[bool]:
-    """Read text up to white space and an opening tag, which remain; false at the end."""
+def _read_text(source: Source, tags: tuple[str, ...], called: bool) -> Reader[str]:
+    """Read text up to white space and one of the tags, which remain; the tag, "" at the end."""
     while True:
-        end = source.rest.find(OPEN)
-        found = end >= 0
-        if not found:
-            end = len(source.rest) - overlap(source.rest, OPEN)
+        found = ""
+        end = len(source.rest) - max(overlap(source.rest, tag) for tag in tags)
+        for tag in tags:
+            place = source.rest.find(tag)
+            if 0 <= place < end:
+                end, found = place, tag
         certain = len(source.rest[:end].rstrip())
         if certain:
             called = False
             yield Content(source.take(certain))
         if found:
-            return True
+            return found
         if source.ended:
             rest = source.take(len(source.rest))
             if rest and not called:
                 yield Content(rest)
-            return False
+            return ""
         yield None
 
 

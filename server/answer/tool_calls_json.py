@@ -30,6 +30,8 @@ class JsonCalls:
     that closes them, or where no JSON goes on.
     """
 
+    starts: tuple[str, ...] = ()
+
     def __init__(self, functions: Sequence[FunctionSpec]) -> None:
         self._functions = functions
         self._names = frozenset(function.name for function in functions)

@@ -35,6 +35,7 @@ from qwell.server.answer.reading import (
 )
 from qwell.server.protocol.tools import FunctionSpec
 
+_START = "<function="
 _HEAD = re.compile(r"\s*<function=([\w-]+)>", re.ASCII)
 _NEXT = re.compile(r"\s*(?:<parameter=([^<>\n]+)>|</function>)")
 _LONGEST_TAG = 256
@@ -54,6 +55,9 @@ class XmlCalls:
     closing tag ends has the bracket that ends the arguments.
     """
 
+    # Qwen3-Coder often leaves the tag in front of it out.
+    starts: tuple[str, ...] = (_START,)
+
     def __init__(self, functions: Sequence[FunctionSpec]) -> None:
         self._functions = functions
         self._types = {
@@ -62,7 +66,7 @@ class XmlCalls:
 
     def read_call(self, source: Source) -> Reader[bool]:
         """See `CallFormat`."""
-        head = yield from _read_tag(source, _HEAD, "<function=")
+        head = yield from _read_tag(source, _HEAD, _START)
         if head is None or head[1] not in self._types:
             return False
         source.take(head.end())

@@ -91,7 +91,8 @@ async def create_chat_completion(service: Service, request: Request) -> Response
 
     answer_id, created = new_id("chatcmpl"), int(time.time())
     fingerprint = system_fingerprint(info)
-    jobs = [Job(prompt.ids, choice, *place_of(body)) for choice in params]
+    place, tell_ids = place_of(body), bool(body.return_token_ids)
+    jobs = [Job(prompt.ids, choice, *place, tell_ids) for choice in params]
     generation = Generation(service.engine, service.text.tokenizer, jobs, prompt_param="messages")
     await generation.start()
     parts = [ChoiceParts(prompt.form, legacy=prompt.legacy) for _ in jobs]
@@ -110,12 +111,15 @@ async def create_chat_completion(service: Service, request: Request) -> Response
         created=created,
         model=body.model,
         system_fingerprint=fingerprint,
+        prompt_token_ids=prompt.ids if tell_ids else UNSET,
         choices=[
             ChatChoice(
                 index,
                 whole_message([*part.push(choice.text), *part.finish()]),
                 part.finish_reason(choice.finish_reason),
                 None if logprobs is None else chat_logprobs(service.text.tokenizer, choice.tokens),
+                UNSET if choice.stop_reason is None else choice.stop_reason,
+                choice.token_ids if tell_ids else UNSET,
             )
             for index, (choice, part) in enumerate(zip(choices, parts, strict=True))
         ],
@@ -149,7 +153,8 @@ def _prompt(request: ChatRequest, text: TextSide) -> _Prompt:
         thinking = thinking_of(ids, text.tokenizer, request.thinking_budget)
     form = answer_form(
         text.tokenizer.decode(ids[-_TAIL_TOKENS:], skip_special=False),
-        thinks=thinks or thinking is not None,
+        # Where a grammar is for all of the answer, none of it is thinking.
+        thinks=thinking is not None or (thinks and grammar is None),
         calls=calls,
         one_call=tools.one_call,
     )
@@ -172,8 +177,11 @@ async def _chunks(
     with_usage: bool,
 ) -> AsyncIterator[ChatChunk]:
     chunk = partial(answer, usage=None if with_usage else UNSET)
-    for index in range(len(parts)):
-        yield chunk(choices=[ChunkChoice(index, ChatDelta(role="assistant", content=""))])
+    for index, job in enumerate(generation.jobs):
+        first = chunk(choices=[ChunkChoice(index, ChatDelta(role="assistant", content=""))])
+        if job.tell_ids and index == 0:
+            first.prompt_token_ids = job.prompt_ids
+        yield first
     async for delta in generation.deltas():
         for choice in _chunk_choices(generation, delta, parts[delta.index]):
             yield chunk(choices=[choice])
@@ -188,12 +196,18 @@ def _chunk_choices(generation: Generation, delta: Delta, parts: ChoiceParts) -> 
     if delta.finish_reason is not None:
         added += parts.finish()
     choices = [ChunkChoice(index, part) for part in added]
+    if (delta.tokens or delta.token_ids) and not choices:
+        choices = [ChunkChoice(index, ChatDelta(content=""))]
     if delta.tokens:
-        choices = choices or [ChunkChoice(index, ChatDelta(content=""))]
         choices[0].logprobs = chat_logprobs(generation.tokenizer, delta.tokens)
+    if delta.token_ids:
+        choices[0].token_ids = delta.token_ids
     if delta.finish_reason is not None:
         reason = parts.finish_reason(delta.finish_reason)
-        choices.append(ChunkChoice(index, ChatDelta(), reason))
+        end = ChunkChoice(index, ChatDelta(), reason)
+        if delta.stop_reason is not None:
+            end.stop_reason = delta.stop_reason
+        choices.append(end)
     return choices
 
 

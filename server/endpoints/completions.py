@@ -129,6 +129,8 @@ async def _whole(
             logprobs = _prompt_logprobs(generation, choice.prompt) + scores.piece(choice.tokens)
         text = echoes[place] + choice.text
         answer = CompletionChoice(text, len(told), choice.finish_reason, logprobs)
+        if choice.stop_reason is not None:
+            answer.stop_reason = choice.stop_reason
         if body.return_token_ids:
             answer.token_ids = choice.token_ids
             answer.prompt_token_ids = generation.jobs[place].prompt_ids
@@ -173,6 +175,8 @@ async def _chunks(
             logprobs = scores.piece(delta.tokens)
         token_ids = delta.token_ids or UNSET
         choice = CompletionChoice(text, delta.index, delta.finish_reason, logprobs, token_ids)
+        if delta.stop_reason is not None:
+            choice.stop_reason = delta.stop_reason
         yield chunk(choices=[choice])
     if count is not None:
         yield answer(choices=[], usage=count())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 from uuid import uuid4
 
@@ -31,16 +31,22 @@ class AnswerMessage(msgspec.Struct, kw_only=True):
 
 
 class ChatChoice(msgspec.Struct):
-    """One choice."""
+    """One choice.
+
+    `stop_reason` is the stop string, or the one of `stop_token_ids`, that has ended the text;
+    `token_ids` are there where they are asked for.
+    """
 
     index: int
     message: AnswerMessage
     finish_reason: ChatFinishReason
     logprobs: ChatLogprobs | None = None
+    stop_reason: str | int | UnsetType = UNSET
+    token_ids: Sequence[int] | UnsetType = UNSET
 
 
 class ChatCompletion(msgspec.Struct, kw_only=True):
-    """A whole answer."""
+    """A whole answer. `prompt_token_ids` are there where they are asked for."""
 
     id: str
     object: str = "chat.completion"
@@ -49,6 +55,7 @@ class ChatCompletion(msgspec.Struct, kw_only=True):
     system_fingerprint: str
     choices: list[ChatChoice]
     usage: Usage
+    prompt_token_ids: Sequence[int] | UnsetType = UNSET
 
 
 class ChatDelta(msgspec.Struct):
@@ -62,16 +69,18 @@ class ChatDelta(msgspec.Struct):
 
 
 class ChunkChoice(msgspec.Struct):
-    """A piece of one choice."""
+    """A piece of one choice, with what `ChatChoice` has of it."""
 
     index: int
     delta: ChatDelta
     finish_reason: ChatFinishReason | None = None
     logprobs: ChatLogprobs | None = None
+    stop_reason: str | int | UnsetType = UNSET
+    token_ids: Sequence[int] | UnsetType = UNSET
 
 
 class ChatChunk(msgspec.Struct, kw_only=True):
-    """One event of a stream."""
+    """One event of a stream; the first has `prompt_token_ids` where they are asked for."""
 
     id: str
     object: str = "chat.completion.chunk"
@@ -80,6 +89,7 @@ class ChatChunk(msgspec.Struct, kw_only=True):
     system_fingerprint: str
     choices: list[ChunkChoice]
     usage: Usage | UnsetType | None = UNSET
+    prompt_token_ids: Sequence[int] | UnsetType = UNSET
 
 
 class ChoiceParts:

@@ -52,8 +52,8 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
 class SamplingRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The fields of both request types. Beyond OpenAI's: `top_k`, `min_p`, `typical_p`,
     `repetition_penalty`, `allowed_token_ids`, `bad_token_ids`, `min_tokens`, `stop_token_ids`,
-    `include_stop_str_in_output`, `ignore_eos`, `priority`, `cache_salt` and
-    `structured_outputs`."""
+    `include_stop_str_in_output`, `ignore_eos`, `priority`, `cache_salt`, `return_token_ids`
+    and `structured_outputs`."""
 
     model: str
     max_tokens: Count | None = None
@@ -73,6 +73,7 @@ class SamplingRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     ignore_eos: bool | None = None
     priority: Priority | None = None
     cache_salt: CacheSalt | None = None
+    return_token_ids: bool | None = None
     n: ChoiceCount | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None

@@ -31,7 +31,7 @@ BestOf = Annotated[int, Meta(ge=0, le=MAX_BEST_OF)]
 
 
 class CompletionRequest(SamplingRequest, kw_only=True):
-    """Every field of OpenAI's, and the additions of `SamplingRequest` and `return_token_ids`."""
+    """Every field of OpenAI's, and the additions of `SamplingRequest`."""
 
     # One list type only: msgspec tells the four forms of OpenAI apart no further than this.
     prompt: str | Annotated[list[str | Count | list[Count]], Meta(min_length=1)]
@@ -39,13 +39,13 @@ class CompletionRequest(SamplingRequest, kw_only=True):
     best_of: BestOf | None = None
     logprobs: TopCount | None = None
     suffix: str | None = None
-    return_token_ids: bool | None = None
 
 
 class CompletionChoice(msgspec.Struct):
     """One choice, or in a stream a piece of it.
 
     Token ids are there where they are asked for; in a stream those of the prompt come once.
+    `stop_reason` is the stop string, or the one of `stop_token_ids`, that has ended the text.
     """
 
     text: str
@@ -54,6 +54,7 @@ class CompletionChoice(msgspec.Struct):
     logprobs: CompletionLogprobs | None = None
     token_ids: Sequence[int] | UnsetType = UNSET
     prompt_token_ids: Sequence[int] | UnsetType = UNSET
+    stop_reason: str | int | UnsetType = UNSET
 
 
 class Completion(msgspec.Struct, kw_only=True):

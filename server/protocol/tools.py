@@ -78,6 +78,11 @@ class ToolDelta(msgspec.Struct):
     type: str | UnsetType = UNSET
 
 
+_TYPES = ("string", "number", "integer", "boolean", "null", "object", "array")
+_MAPS_OF_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
+_LISTS_OF_SCHEMAS = ("anyOf", "oneOf", "allOf", "prefixItems")
+_SCHEMAS = ("items", "additionalProperties", "not")
+
 ToolChoice = Literal["none", "auto", "required"] | NamedTool
 FunctionChoice = Literal["none", "auto"] | NamedFunction
 
@@ -187,26 +192,48 @@ def _check_functions(functions: Sequence[FunctionSpec], param: str, path: str) -
 
 def _check_parameters(schema: dict[str, Any], path: str) -> None:
     if schema.get("type", "object") != "object":
-        raise _wrong_parameters(schema, path, "type", 'must be "object"')
-    if not _maps_to_schemas(schema.get("properties", {})):
-        raise _wrong_parameters(schema, path, "properties", "must map names to schemas")
-    if not _are_names(schema.get("required", [])):
-        raise _wrong_parameters(schema, path, "required", "must be a list of names")
+        raise _wrong(f"{path}.type", 'must be "object"', schema["type"])
+    _check_schema(schema, path)
 
 
-def _wrong_parameters(schema: dict[str, Any], path: str, key: str, problem: str) -> RequestError:
-    param = f"{path}.{key}"
-    return RequestError(f"{param} {problem}, got {schema[key]!r:.100}", param=param)
+def _check_schema(schema: object, path: str) -> None:
+    """See that it has the build of a JSON schema; what it says is its own business."""
+    if isinstance(schema, bool):
+        return
+    if not isinstance(schema, dict):
+        raise _wrong(path, "must be a schema, an object or a boolean", schema)
+    for key, value in schema.items():
+        place = f"{path}.{key}"
+        if key == "type" and not _are_types(value if isinstance(value, list) else [value]):
+            raise _wrong(place, f"must be one of {', '.join(_TYPES)}", value)
+        if key == "required" and not (isinstance(value, list) and _are_texts(value)):
+            raise _wrong(place, "must be a list of names", value)
+        if key == "enum" and not isinstance(value, list):
+            raise _wrong(place, "must be a list of values", value)
+        if key in _MAPS_OF_SCHEMAS:
+            if not isinstance(value, dict):
+                raise _wrong(place, "must map names to schemas", value)
+            for name, part in value.items():
+                _check_schema(part, f"{place}.{name}")
+        elif key in _LISTS_OF_SCHEMAS or (key == "items" and isinstance(value, list)):
+            if not isinstance(value, list):
+                raise _wrong(place, "must be a list of schemas", value)
+            for index, part in enumerate(value):
+                _check_schema(part, f"{place}[{index}]")
+        elif key in _SCHEMAS:
+            _check_schema(value, place)
 
 
-def _maps_to_schemas(value: object) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(schema, dict | bool) for schema in value.values()
-    )
+def _are_texts(values: Sequence[object]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
-def _are_names(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+def _are_types(values: Sequence[object]) -> bool:
+    return all(value in _TYPES for value in values)
+
+
+def _wrong(param: str, problem: str, value: object) -> RequestError:
+    return RequestError(f"{param} {problem}, got {value!r:.100}", param=param)
 
 
 def _for_template(function: FunctionSpec) -> dict[str, Any]:

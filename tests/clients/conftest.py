@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from chat_templates import QWEN2_5, server_of
 from serving import ServerProcess
-from text_folder import write_text_folder
 
 from qwell.runtime.demo_model import demo_model_dir
 
@@ -15,9 +15,7 @@ from qwell.runtime.demo_model import demo_model_dir
 @pytest.fixture(scope="session")
 def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """The scripted engine: a prompt says what its answer is, see fake_worker.py."""
-    folder = tmp_path_factory.mktemp("text")
-    write_text_folder(folder)
-    with ServerProcess(folder, folder / "log") as running:
+    with server_of(QWEN2_5, tmp_path_factory.mktemp("scripted")) as running:
         yield running
 
 

@@ -11,14 +11,20 @@ import openai
 import pytest
 from client_environments import client_python
 from serving import ServerProcess
-from text_folder import write_text_folder
+from tiny_tokenizers import tiny_backend
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 @pytest.fixture(scope="session")
 def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint folder without weights: a byte tokenizer and a ChatML template."""
     folder = tmp_path_factory.mktemp("text")
-    write_text_folder(folder)
+    tiny_backend().save(str(folder / "tokenizer.json"))
+    (folder / "chat_template.jinja").write_text(CHATML)
     return folder
 
 

@@ -220,13 +220,37 @@ def test_as_much_as_is_allowed(server: ServerProcess) -> None:
     assert len(server.complete("say:x", **fields)["choices"]) == 20
 
 
-def test_token_ids_on_request(server: ServerProcess) -> None:
-    prompt, reply = list(b"say:h\xc3\xa9"), list(b"h\xc3\xa9")
+def pieces(server: ServerProcess, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    """The chunks of a stream."""
+    events = server.post(path, {**body, "stream": True}).text.split("\n\n")
+    assert events[-2:] == ["data: [DONE]", ""]
+    return [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
 
+
+def test_token_ids_on_request(server: ServerProcess) -> None:
     choice = server.complete("say:hé", return_token_ids=True)["choices"][0]
-    assert choice["prompt_token_ids"] == prompt
-    assert choice["token_ids"][:-1] == reply
+    assert choice["prompt_token_ids"] == list("say:hé".encode())
+    assert choice["token_ids"][:-1] == list("hé".encode())
     assert "token_ids" not in server.complete("say:hé")["choices"][0]
+
+
+def test_token_ids_of_a_conversation(server: ServerProcess) -> None:
+    body = {**body_of(CHAT, "say:hé"), "return_token_ids": True, "n": 2}
+    plain = server.post(CHAT, body).json()
+    chunks = pieces(server, CHAT, body)
+
+    text = "<|im_start|>user\nsay:hé<|im_end|>\n<|im_start|>assistant\n"
+    encoded = server.post("/tokenize", {"prompt": text}).json()["tokens"]
+    assert plain["prompt_token_ids"] == encoded
+    assert [chunk.get("prompt_token_ids") for chunk in chunks] == [
+        encoded,
+        *[None] * (len(chunks) - 1),
+    ]
+    for index, choice in enumerate(plain["choices"]):
+        assert choice["token_ids"][:-1] == list("hé".encode())
+        told = [chunk["choices"][0] for chunk in chunks]
+        ids = [i for c in told if c["index"] == index for i in c.get("token_ids", [])]
+        assert ids == choice["token_ids"]
 
 
 @pytest.mark.parametrize("echo", [False, True])
@@ -236,12 +260,11 @@ def test_streamed_token_ids_are_those_of_the_plain_answer(
     body = {"prompt": ["say:hé", "say:x"], "n": 2, "return_token_ids": True, "echo": echo}
     plain = server.complete(**body)["choices"]
 
-    events = server.post("/v1/completions", {"model": "m", **body, "stream": True}).text
     ids: list[list[int]] = [[] for _ in plain]
     prompts: list[list[int]] = []
     texts = ["" for _ in plain]
-    for event in events.split("\n\n")[:-2]:
-        (choice,) = json.loads(event.removeprefix("data: "))["choices"]
+    for chunk in pieces(server, COMPLETIONS, {"model": "m", **body}):
+        (choice,) = chunk["choices"]
         ids[choice["index"]] += choice.get("token_ids", [])
         texts[choice["index"]] += choice["text"]
         if "prompt_token_ids" in choice:
@@ -250,3 +273,25 @@ def test_streamed_token_ids_are_those_of_the_plain_answer(
     assert ids == [choice["token_ids"] for choice in plain]
     assert prompts == [choice["prompt_token_ids"] for choice in plain]
     assert texts == [choice["text"] for choice in plain]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"stop": ["zz", "lo", "el"]}, "el"),
+        ({"stop_token_ids": [5, ord("l")]}, ord("l")),
+        ({"stop": "zz", "stop_token_ids": [5]}, None),
+        ({"max_tokens": 3}, None),
+    ],
+)
+def test_what_has_stopped_it(
+    server: ServerProcess, path: str, fields: dict[str, Any], reason: object
+) -> None:
+    body = {**body_of(path, "say:hello"), **fields}
+
+    plain = server.post(path, body).json()["choices"][0]
+    last = pieces(server, path, body)[-1]["choices"][0]
+
+    assert plain.get("stop_reason") == last.get("stop_reason") == reason
+    assert plain["finish_reason"] == last["finish_reason"]

@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import random
+import re
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
 
@@ -15,6 +18,7 @@ import msgspec
 import pytest
 import requests
 import schemathesis
+from chat_templates import QWEN3, server_of
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from mutations import GOOD, Mutant, Mutator
 from schemathesis import GenerationMode
@@ -24,17 +28,17 @@ REQUESTS = int(os.environ.get("QWELL_FUZZ_REQUESTS", "2000"))
 SEED = random.randrange(2**32) if "QWELL_FUZZ_REQUESTS" in os.environ else 1
 # Of these schemathesis makes some, from the OpenAPI document; it takes its time.
 BY_SCHEMA = REQUESTS // 10
-# What allocators and threads take while they find their size.
-GROWTH_BYTES = 3 << 20
+# And some are bytes that may be no HTTP at all.
+BY_BYTES = REQUESTS // 10
+# What allocators and threads take while they find their size; a kilobyte a request would show.
+GROWTH_BYTES = (3 << 20) + 512 * REQUESTS
 
 
 @pytest.fixture(scope="module")
-def fuzzed(
-    text_folder: object, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[ServerProcess]:
-    """A short context, so that no request takes long."""
-    log = tmp_path_factory.mktemp("fuzzed") / "log"
-    with ServerProcess(text_folder, log, engine_options={"max_model_len": 128}) as running:
+def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A short context, so that no request takes long, and a template with tools and thinking."""
+    folder = tmp_path_factory.mktemp("fuzzed")
+    with server_of(QWEN3, folder, engine_options={"max_model_len": 512}) as running:
         yield running
 
 
@@ -91,13 +95,39 @@ def check_growth(server: ServerProcess, requests_left: int, send: Callable[[], N
 def test_spoilt_requests(fuzzed: ServerProcess) -> None:
     mutator, sender = Mutator(SEED), Sender(fuzzed)
 
-    check_growth(fuzzed, REQUESTS - BY_SCHEMA, lambda: sender.send(mutator.draw()))
+    check_growth(fuzzed, REQUESTS - BY_SCHEMA - BY_BYTES, lambda: sender.send(mutator.draw()))
 
     print(f"seed {SEED}: {dict(sender.statuses)}")
     # Neither all refused at the door nor all taken.
     assert sender.statuses[200] > REQUESTS // 20
     assert sender.statuses[400] > REQUESTS // 4
     assert {404, 405, 415} <= set(sender.statuses)
+
+
+def test_spoilt_bytes(fuzzed: ServerProcess) -> None:
+    mutator, statuses = Mutator(SEED), Counter[str]()
+    host, port = fuzzed.url.removeprefix("http://").split(":")
+
+    def send() -> None:
+        data = mutator.draw_bytes()
+        answer = bytearray()
+        with (
+            socket.create_connection((host, int(port)), timeout=PATIENCE_S) as connection,
+            # The server may have closed it before it has read everything.
+            contextlib.suppress(ConnectionError),
+        ):
+            connection.sendall(data)
+            connection.shutdown(socket.SHUT_WR)
+            while piece := connection.recv(1 << 16):
+                answer += piece
+        status = answer[:12].decode("latin-1")
+        statuses[status] += 1
+        assert status in ("", "HTTP/1.1 100") or re.fullmatch(r"HTTP/1\.1 [24]\d\d", status), data
+
+    check_growth(fuzzed, BY_BYTES, send)
+
+    print(f"seed {SEED}: {dict(statuses)}")
+    assert statuses["HTTP/1.1 400"] > BY_BYTES // 10
 
 
 def test_requests_that_do_not_fit_the_document(fuzzed: ServerProcess) -> None:

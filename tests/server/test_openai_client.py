@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import openai
+import pydantic
 import pytest
+from chat_templates import QWEN2_5, server_of
 from openai.types.chat import ChatCompletionChunk
 from serving import ServerProcess
 
 TEXT = "你好 👍"
 MESSAGES: list[Any] = [{"role": "user", "content": f"say:{TEXT}"}]
+
+
+@pytest.fixture(scope="module")
+def tool_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    with server_of(QWEN2_5, tmp_path_factory.mktemp("tools")) as running:
+        yield running
 
 
 def run_async(server: ServerProcess, use: Callable[[openai.AsyncOpenAI], Any]) -> Any:
@@ -99,6 +107,50 @@ def test_the_stream_helper_of_the_async_client(server: ServerProcess) -> None:
     answer = run_async(server, use)
 
     assert [choice.message.content for choice in answer.choices] == [TEXT, TEXT]
+
+
+class Sum(pydantic.BaseModel):
+    left: int
+    right: int
+
+
+SUM = Sum(left=1, right=2)
+ASKED_FOR_SUM: list[Any] = [{"role": "user", "content": f"say:{SUM.model_dump_json()}"}]
+
+
+def test_structured_output(client: openai.OpenAI, server: ServerProcess) -> None:
+    asked: dict[str, Any] = {"model": "m", "messages": ASKED_FOR_SUM, "response_format": Sum}
+
+    async def use(client: openai.AsyncOpenAI) -> Any:
+        return await client.chat.completions.parse(**asked)
+
+    for answer in (client.chat.completions.parse(**asked), run_async(server, use)):
+        assert answer.choices[0].message.parsed == SUM
+
+    with client.chat.completions.stream(**asked) as stream:
+        events = list(stream)
+    assert [event.parsed for event in events if event.type == "content.done"] == [SUM]
+
+    with pytest.raises(openai.LengthFinishReasonError):
+        client.chat.completions.parse(**asked, max_tokens=3)
+
+
+def test_functions_as_pydantic_models(tool_server: ServerProcess) -> None:
+    call = f'<tool_call>\n{{"name": "Sum", "arguments": {SUM.model_dump_json()}}}\n</tool_call>'
+    asked: dict[str, Any] = {
+        "model": "m",
+        "messages": [{"role": "user", "content": f"say:{call}\n{call}"}],
+        "tools": [openai.pydantic_function_tool(Sum)],
+    }
+    with openai.OpenAI(base_url=f"{tool_server.url}/v1", api_key="none", max_retries=0) as client:
+        answer = client.chat.completions.parse(**asked)
+        with client.chat.completions.stream(**asked) as stream:
+            events = list(stream)
+
+    calls = answer.choices[0].message.tool_calls or []
+    assert [call.function.parsed_arguments for call in calls] == [SUM, SUM]
+    done = [event for event in events if event.type == "tool_calls.function.arguments.done"]
+    assert [(event.index, event.parsed_arguments) for event in done] == [(0, SUM), (1, SUM)]
 
 
 def test_raw_answers(client: openai.OpenAI) -> None:

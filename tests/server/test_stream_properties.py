@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
+import pytest
+from chat_templates import QWEN3, server_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving import ServerProcess
@@ -36,12 +39,17 @@ def token_lists(draw: st.DrawFn) -> list[int]:
     return [token_id for ids in draw(st.lists(piece, max_size=3)) for token_id in ids]
 
 
+def cut_script(draw: st.DrawFn, ids: list[int]) -> str:
+    """What makes the scripted engine generate `ids`, several a step or one."""
+    cuts = sorted(draw(st.sets(st.integers(0, len(ids)))) | {0, len(ids)})
+    steps = [",".join(map(str, ids[start:end])) for start, end in pairwise(cuts)]
+    return f"ids:{' '.join(steps)}"
+
+
 @st.composite
 def requests_with_tokens(draw: st.DrawFn) -> tuple[dict[str, Any], list[int]]:
-    """Fields of a request, and the tokens that are generated for it, several a step or one."""
+    """Fields of a request, and the tokens that are generated for it."""
     ids = draw(token_lists())
-    cuts = sorted(draw(st.sets(st.integers(0, len(ids)))) | {0, len(ids)})
-    script = " ".join(",".join(map(str, ids[start:end])) for start, end in pairwise(cuts))
     text = b"".join(map(token_bytes, ids)).decode(errors="replace")
     begin = draw(st.integers(0, len(text)))
     end = draw(st.integers(begin, len(text)))
@@ -51,7 +59,7 @@ def requests_with_tokens(draw: st.DrawFn) -> tuple[dict[str, Any], list[int]]:
         "stop": sorted(stops) if draw(st.booleans()) else None,
         "include_stop_str_in_output": draw(st.booleans()),
     }
-    return {"script": f"ids:{script}", **fields}, ids
+    return {"script": cut_script(draw, ids), **fields}, ids
 
 
 def streamed(server: ServerProcess, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
@@ -143,3 +151,64 @@ def test_chat(
         assert end["token"] == "<|im_end|>"
     data = bytes(byte for token in tokens for byte in token["bytes"])
     assert data.decode(errors="replace").startswith(text)
+
+
+CALL = '{"name": "clock", "arguments": {"zone": "Köln 👍"}}'
+WHOLE_CALL = f"<tool_call>\n{CALL}\n</tool_call>\n"
+TAGS = ("<tool_call>", "</tool_call>", "<think>", "</think>", CALL)
+answers = st.tuples(
+    st.sampled_from(["<think>\nHm 你.\n</think>\n\n", "<think>", ""]),
+    texts,
+    st.lists(st.sampled_from([WHOLE_CALL, *TAGS]) | st.just(WHOLE_CALL), max_size=3).map("".join),
+    st.just("") | texts,
+).map("".join)
+
+
+@st.composite
+def scripts_with_tags(draw: st.DrawFn) -> str:
+    """Answers with thoughts and calls, whole, broken or none."""
+    return cut_script(draw, list(draw(answers).encode()))
+
+
+@pytest.fixture(scope="module")
+def thinker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    with server_of(QWEN3, tmp_path_factory.mktemp("qwen3")) as running:
+        yield running
+
+
+@given(
+    script=scripts_with_tags(),
+    stop=st.none() | st.sampled_from(["</", "\n"]),
+    max_tokens=st.just(600) | st.integers(1, 200),
+)
+def test_chat_with_thoughts_and_calls(
+    thinker: ServerProcess, script: str, stop: str | None, max_tokens: int
+) -> None:
+    body = {
+        "model": "m",
+        "messages": [{"role": "user", "content": script}],
+        "tools": [{"type": "function", "function": {"name": "clock"}}],
+        "max_tokens": max_tokens,
+        "stop": stop,
+    }
+
+    choice, usage = plain(thinker, "/v1/chat/completions", body)
+    *chunks, last = streamed(thinker, "/v1/chat/completions", body)
+
+    pieces = [chunk["choices"][0] for chunk in chunks]
+    message = choice["message"]
+    for field in ("content", "reasoning_content"):
+        text = "".join(piece["delta"].get(field) or "" for piece in pieces)
+        assert text == (message.get(field) or "")
+    calls: dict[int, list[str]] = {}
+    for piece in pieces:
+        for call in piece["delta"].get("tool_calls", []):
+            name, arguments = calls.setdefault(call["index"], ["", ""])
+            function = call["function"]
+            name += function.get("name") or ""
+            calls[call["index"]] = [name, arguments + function.get("arguments", "")]
+    told = [call["function"] for call in message.get("tool_calls") or []]
+    assert list(calls) == [*range(len(told))]
+    assert [*calls.values()] == [[call["name"], call["arguments"]] for call in told]
+    assert pieces[-1]["finish_reason"] == choice["finish_reason"]
+    assert last["usage"] == usage

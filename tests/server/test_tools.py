@@ -400,7 +400,20 @@ REFUSED = [
     (tools_of(parameters=[]), "tools[0].function.parameters"),
     (tools_of(parameters={"type": "string"}), "tools[0].function.parameters.type"),
     (tools_of(parameters={"properties": []}), "tools[0].function.parameters.properties"),
-    (tools_of(parameters={"properties": {"a": 5}}), "tools[0].function.parameters.properties"),
+    (tools_of(parameters={"properties": {"a": 5}}), "tools[0].function.parameters.properties.a"),
+    (
+        tools_of(parameters={"properties": {"a": {"items": {"type": "str"}}}}),
+        "tools[0].function.parameters.properties.a.items.type",
+    ),
+    (
+        tools_of(parameters={"properties": {"a": {"anyOf": [{"type": "null"}, 5]}}}),
+        "tools[0].function.parameters.properties.a.anyOf[1]",
+    ),
+    (
+        tools_of(parameters={"$defs": {"a": {"enum": 5}}}),
+        "tools[0].function.parameters.$defs.a.enum",
+    ),
+    (tools_of(parameters={"allOf": {}}), "tools[0].function.parameters.allOf"),
     (tools_of(parameters={"required": "a"}), "tools[0].function.parameters.required"),
     (tools_of(description="x" * (1 << 20)), "tools"),
     ({"tools": [TOOLS[0], TOOLS[0]]}, "tools[1].function.name"),

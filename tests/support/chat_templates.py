@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from serving import FAKE_WORKER, ServerProcess
 from tiny_tokenizers import tiny_backend
@@ -67,8 +68,9 @@ def server_of(
     folder: Path,
     worker: Sequence[str] = FAKE_WORKER,
     backend: Tokenizer | None = None,
+    engine_options: dict[str, Any] | None = None,
 ) -> ServerProcess:
     """A server of this template and the byte tokenizer, or another, beside what `folder` has."""
     (backend or tiny_backend()).save(str(folder / "tokenizer.json"))
     (folder / "chat_template.jinja").write_text(template)
-    return ServerProcess(folder, folder / "log", worker=worker)
+    return ServerProcess(folder, folder / "log", worker=worker, engine_options=engine_options)

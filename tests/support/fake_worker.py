@@ -14,8 +14,9 @@ The real loop runs a scripted engine, so that faults and timing are the test's t
     busy        the same, but only every other time
     again       say that all of the prompt but a token was cached
 
-The last that is said in a conversation counts. Anything else is answered with "ok". With
-`ignore_eos` the text starts again at its end. Log-probabilities are a function of the token's id.
+The last that is said in a conversation counts. Anything else is answered with "ok". An id of
+`stop_token_ids` ends it too. With `ignore_eos` the text starts again at its end. Log-probabilities
+are a function of the token's id.
 """
 
 from __future__ import annotations
@@ -150,8 +151,12 @@ class ScriptedEngine:
 
     def _advance(self, name: str, request: _Request) -> TokenOutput:
         drawn = next(request.reply)[: request.left]
+        ends = (self._end, *request.params.stop_token_ids)
+        place = next((i for i, token_id in enumerate(drawn) if token_id in ends), None)
+        ended = place is not None
+        if ended:
+            drawn = drawn[: place + 1]
         request.left -= len(drawn)
-        ended = self._end in drawn
         if ended and request.crashes:
             os.kill(os.getpid(), signal.SIGKILL)
         if ended or not request.left:

@@ -29,11 +29,23 @@ GOOD: dict[str, dict[str, Any]] = {
         "model": "m",
         "messages": [
             {"role": "system", "content": "be brief"},
+            {"role": "user", "content": "call f"},
+            {
+                "role": "assistant",
+                "content": None,
+                "reasoning_content": "hm",
+                "tool_calls": [
+                    {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+                ],
+            },
+            {"role": "tool", "tool_call_id": "1", "content": "done"},
             {"role": "user", "content": [{"type": "text", "text": "say:hi"}]},
         ],
         "tools": [
             {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
         ],
+        "tool_choice": "auto",
+        "chat_template_kwargs": {"enable_thinking": False},
         "n": 2,
         "seed": 5,
         "stop": "x",
@@ -107,6 +119,20 @@ class Mutator:
         if choose.random() < 0.05:
             mutant.method, mutant.path = choose.choice(_METHODS), choose.choice(_PATHS)
         return mutant
+
+    def draw_bytes(self) -> bytes:
+        """A request as bytes, of which its first lines may be spoilt too."""
+        mutant = self.draw()
+        lines = [f"{mutant.method} {mutant.path} HTTP/1.1", "Host: x", "Connection: close"]
+        lines += [f"{name}: {value}" for name, value in mutant.headers.items()]
+        length = len(mutant.body) + self._random.choice((0, 0, -1, 1, 10**9, 10**30))
+        lines.append(
+            self._random.choice((f"Content-Length: {length}", "Transfer-Encoding: chunked"))
+        )
+        head = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
+        for _ in range(self._random.randint(0, 3)):
+            head = self._spoil_bytes(head)
+        return head + mutant.body
 
     def _spoil_value(self, path: str, body: dict[str, Any]) -> None:
         choose = self._random

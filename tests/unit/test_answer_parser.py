@@ -16,6 +16,7 @@ from qwell.server.answer.parser import AnswerForm, AnswerParser
 from qwell.server.answer.reading import CallArguments, CallBegin, CallEnd, Content, Piece, Reasoning
 from qwell.server.answer.tool_calls_json import JsonCalls
 from qwell.server.answer.tool_calls_xml import XmlCalls
+from qwell.server.protocol.chat_answer import ChoiceParts, whole_message
 from qwell.server.protocol.tools import FunctionSpec
 
 SCHEMAS: Mapping[str, Mapping[str, Any]] = {
@@ -152,6 +153,11 @@ def parse(form: AnswerForm, texts: Iterable[str]) -> Answer:
         ),
         (
             "xml",
+            "</think>Now: <function=now>\n</function>\n</tool_call>\n<function=then>",
+            Answer("", "Now:\n<function=then>", (Call("now", "{}"),)),
+        ),
+        (
+            "xml",
             "</think><tool_call>\n<function=weather>\n<parameter=city>\nKö",
             Answer("", "", (Call("weather", '{"city": "Kö', whole=False),)),
         ),
@@ -272,6 +278,40 @@ def test_any_text_gives_the_same_however_it_is_cut(form: str, text: str, at: lis
     whole = parse(FORMS[form], [text])
     assert parse(FORMS[form], cut(text, at)) == whole
     assert parse(FORMS[form], text) == whole
+
+
+@settings(max_examples=150, deadline=None)
+@given(form=st.sampled_from(sorted(FORMS)), legacy=st.booleans(), text=texts, at=cuts)
+def test_streamed_deltas_add_up_to_the_message(
+    form: str, legacy: bool, text: str, at: list[int]
+) -> None:
+    legacy = legacy and form == "one"
+    streamed, plain = (ChoiceParts(FORMS[form], legacy=legacy) for _ in range(2))
+    deltas = [delta for piece in cut(text, at) for delta in streamed.push(piece)]
+    deltas += streamed.finish()
+    message = whole_message([*plain.push(text), *plain.finish()])
+
+    assert "".join(delta.content or "" for delta in deltas) == (message.content or "")
+    reasoning = "".join(delta.reasoning_content or "" for delta in deltas)
+    assert reasoning == (message.reasoning_content or "")
+    calls = [part for delta in deltas for part in delta.tool_calls or ()]
+    for index, call in enumerate(message.tool_calls or ()):
+        first, *rest = [part for part in calls if part.index == index]
+        assert (first.type, first.function.name) == ("function", call.function.name)
+        assert first.id
+        assert not any(part.id or part.type or part.function.name for part in rest)
+        arguments = "".join(part.function.arguments for part in (first, *rest))
+        assert arguments == call.function.arguments
+    assert {part.index for part in calls} == set(range(len(message.tool_calls or ())))
+    functions = [delta.function_call for delta in deltas if delta.function_call]
+    if message.function_call:
+        assert functions[0].name == message.function_call.name
+        arguments = "".join(part.arguments for part in functions)
+        assert arguments == message.function_call.arguments
+    else:
+        assert not functions
+    assert streamed.finish_reason("stop") == plain.finish_reason("stop")
+    assert streamed.thought_chars == plain.thought_chars
 
 
 @settings(max_examples=100, deadline=None)

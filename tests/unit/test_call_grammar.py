@@ -149,6 +149,13 @@ def test_calls_are_free_where_no_function_is_strict() -> None:
     assert call_grammar(JsonCalls([NOW]), ToolUse([NOW]), None) is None
 
 
+def test_calls_without_an_opening_tag_are_no_way_around() -> None:
+    calls, use = XmlCalls([WEATHER]), ToolUse([WEATHER])
+    assert fits("x <function", calls, use)
+    assert not fits("x <function=weather>", calls, use)
+    assert not fits(f"x <function=weather></function>{as_xml(city='', days='1')}", calls, use)
+
+
 def test_calls_or_content_of_a_form() -> None:
     calls, use = JsonCalls([NOW]), ToolUse([NOW])
     schema = '{"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}'

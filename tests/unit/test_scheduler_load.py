@@ -100,8 +100,13 @@ class Load(RuleBasedStateMachine):
         running = {s: s.blocks for s in self.live if s.blocks}
         decoding = {s for s in running if s.num_uncomputed == 1}
         preemptions = self.scheduler.num_preemptions
-        drafts = {s: self.guess(s, guesses, right) for s in self.scheduler.decoding}
-        chunks = self.scheduler.schedule(prefill_tokens, drafts)
+        drafts: dict[Sequence, list[int]] = {}
+
+        def guess(decoding: list[Sequence]) -> dict[Sequence, list[int]]:
+            drafts.update((s, self.guess(s, guesses, right)) for s in decoding)
+            return drafts
+
+        chunks = self.scheduler.schedule(prefill_tokens, guess)
         self.scheduler.check()
         assert bool(chunks) == bool(self.live), "work waits, but the step is empty"
         assert len({chunk.sequence for chunk in chunks}) == len(chunks)

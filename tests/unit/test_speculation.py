@@ -135,6 +135,18 @@ def test_a_prefix_of_a_text_with_wrong_guesses_is_found_right(folder: Path) -> N
     assert engine.stats.prefix_hit_tokens >= 64
 
 
+@pytest.mark.parametrize("count", [23, 24, 25, 40])
+def test_what_right_guesses_filled_is_found_after_the_end(folder: Path, count: int) -> None:
+    text = plain(folder)["greedy"][:count]
+    engine = guessing(folder, Oracle({"first": text}, 10**9))
+    engine.add("first", REPETITIVE, SamplingParams(max_tokens=count, temperature=0.0))
+    assert run_to_end(engine)["first"] == text
+    engine.add("next", REPETITIVE + text + [3], SamplingParams(max_tokens=1, temperature=0.0))
+    run_to_end(engine)
+    # All but the last token, which was drawn and never computed.
+    assert engine.stats.prefix_hit_tokens == (len(REPETITIVE) + count - 1) // 16 * 16
+
+
 def test_the_model_itself_as_draft_model_is_always_right(folder: Path) -> None:
     texts = plain(folder)
     engine = start_engine(folder, draft_model=str(folder))

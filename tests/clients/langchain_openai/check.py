@@ -7,7 +7,9 @@ import unittest
 import openai
 from langchain_core.exceptions import ContextOverflowError
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAI
+from pydantic import BaseModel
 
 SERVER = {"base_url": os.environ["QWELL_URL"] + "/v1", "api_key": "none", "model": "m"}
 TEXT = "你好 👍"
@@ -82,6 +84,75 @@ class Chat(unittest.TestCase):
     def test_a_full_queue(self):
         with self.assertRaises(openai.RateLimitError):
             self.chat.invoke("full")
+
+
+@tool
+def add(a: int, b: int) -> str:
+    """Add two numbers."""
+    return f"say:{a + b}"
+
+
+CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>'
+
+
+class Tools(unittest.TestCase):
+    def setUp(self):
+        self.chat = ChatOpenAI(**SERVER, max_retries=0).bind_tools([add])
+
+    def test_a_call_and_its_result(self):
+        messages = [HumanMessage(f"say:Well.\n{CALL}\n{CALL}")]
+        answer = self.chat.invoke(messages)
+
+        self.assertEqual(answer.content, "Well.")
+        self.assertEqual(answer.response_metadata["finish_reason"], "tool_calls")
+        self.assertEqual([call["args"] for call in answer.tool_calls], [{"a": 1, "b": 2}] * 2)
+        results = [add.invoke(call) for call in answer.tool_calls]
+        final = self.chat.invoke([*messages, answer, *results])
+        self.assertEqual(final.content, "3")
+
+    def test_streamed(self):
+        whole = None
+        for chunk in self.chat.stream(f"say:{CALL}\n{CALL}"):
+            whole = chunk if whole is None else whole + chunk
+
+        calls = [(call["name"], call["args"]) for call in whole.tool_calls]
+        self.assertEqual(calls, [("add", {"a": 1, "b": 2})] * 2)
+        self.assertEqual(whole.invalid_tool_calls, [])
+
+
+class Sum(BaseModel):
+    """Two numbers to add."""
+
+    left: int
+    right: int
+
+
+class Structured(unittest.TestCase):
+    def setUp(self):
+        self.chat = ChatOpenAI(**SERVER, max_retries=0)
+
+    def test_json_schema(self):
+        chat = self.chat.with_structured_output(Sum, strict=True)
+
+        self.assertEqual(chat.invoke('say:{"left": 1, "right": 2}'), Sum(left=1, right=2))
+
+    def test_json_mode(self):
+        chat = self.chat.with_structured_output(Sum, method="json_mode")
+
+        self.assertEqual(chat.invoke('say:{"left": 1, "right": 2}'), Sum(left=1, right=2))
+
+    def test_a_call(self):
+        chat = self.chat.with_structured_output(Sum, method="function_calling")
+        call = '{"name": "Sum", "arguments": {"left": 1, "right": 2}}'
+
+        answer = chat.invoke(f"say:<tool_call>\n{call}\n</tool_call>")
+
+        self.assertEqual(answer, Sum(left=1, right=2))
+
+    def test_streamed(self):
+        *_, last = self.chat.with_structured_output(Sum).stream('say:{"left": 1, "right": 2}')
+
+        self.assertEqual(last, Sum(left=1, right=2))
 
 
 class Completions(unittest.TestCase):

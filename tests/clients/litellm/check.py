@@ -7,6 +7,7 @@ import unittest
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else it fetches a list at its import
 
 import litellm
+from pydantic import BaseModel
 
 SERVER = {"api_base": os.environ["QWELL_URL"] + "/v1", "api_key": "none", "num_retries": 0}
 TEXT = "你好 👍"
@@ -60,6 +61,69 @@ class Chat(unittest.TestCase):
         self.assertEqual(
             bytes(byte for token in tokens[:-1] for byte in token.bytes).decode(), TEXT
         )
+
+
+ADD = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "description": "Add two numbers",
+        "parameters": {
+            "type": "object",
+            "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
+            "required": ["a", "b"],
+        },
+    },
+}
+CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>'
+
+
+class Tools(unittest.TestCase):
+    def setUp(self):
+        self.messages = [{"role": "user", "content": f"say:Well.\n{CALL}\n{CALL}"}]
+        self.request = {**CHAT, "messages": self.messages, "tools": [ADD], "tool_choice": "auto"}
+
+    def assert_called(self, message):
+        self.assertEqual(message.content, "Well.")
+        calls = [(call.function.name, call.function.arguments) for call in message.tool_calls]
+        self.assertEqual(calls, [("add", '{"a": 1, "b": 2}')] * 2)
+
+    def test_calls_and_their_results(self):
+        (choice,) = litellm.completion(**self.request).choices
+
+        self.assertEqual(choice.finish_reason, "tool_calls")
+        self.assert_called(choice.message)
+        results = [
+            {"role": "tool", "tool_call_id": call.id, "content": "say:3"}
+            for call in choice.message.tool_calls
+        ]
+        messages = [*self.messages, choice.message.model_dump(), *results]
+        answer = litellm.completion(**{**self.request, "messages": messages})
+        self.assertEqual(answer.choices[0].message.content, "3")
+
+    def test_streamed(self):
+        chunks = list(litellm.completion(**self.request, stream=True))
+
+        self.assert_called(litellm.stream_chunk_builder(chunks).choices[0].message)
+
+
+class Sum(BaseModel):
+    left: int
+    right: int
+
+
+class Structured(unittest.TestCase):
+    def test_whole_and_streamed(self):
+        messages = [{"role": "user", "content": 'say:{"left": 1, "right": 2}'}]
+        request = {**CHAT, "messages": messages, "response_format": Sum}
+
+        answer = litellm.completion(**request)
+        chunks = list(litellm.completion(**request, stream=True))
+
+        texts = [answer.choices[0].message.content]
+        texts.append("".join(chunk.choices[0].delta.content or "" for chunk in chunks))
+        for text in texts:
+            self.assertEqual(Sum.model_validate_json(text), Sum(left=1, right=2))
 
 
 class Completions(unittest.TestCase):

@@ -11,12 +11,20 @@ MODELS = """
 - model_id: qwell
   model_name: m
   api_base: {url}/v1
+  supports_tools: true
+  supports_schema: true
 - model_id: qwell-completions
   model_name: m
   api_base: {url}/v1
   completion: true
 """
 FOLDER = Path("llm")
+CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>'
+ADD = """
+def add(a: int, b: int) -> str:
+    "Add two numbers"
+    return f"say:{a + b}"
+"""
 
 
 def llm(*arguments):
@@ -63,6 +71,17 @@ class Llm(unittest.TestCase):
         params = json.loads(llm("-m", "qwell", *options, "params").stdout)
 
         self.assertEqual((params["temperature"], params["seed"]), (0.25, 7))
+
+    def test_tools(self):
+        for how in ((), ("--no-stream",)):
+            self.assert_prints(llm("-m", "qwell", *how, "--functions", ADD, f"say:{CALL}"), "3")
+
+    def test_schema(self):
+        schema = ("--schema", "left int, right int")
+        for how in ((), ("--no-stream",)):
+            done = llm("-m", "qwell", *how, *schema, 'say:{"left": 1, "right": 2}')
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertEqual(json.loads(done.stdout), {"left": 1, "right": 2})
 
     def test_an_error(self):
         done = llm("-m", "qwell", "-o", "max_tokens", "100000", "hi")

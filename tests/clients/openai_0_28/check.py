@@ -1,6 +1,7 @@
 """openai 0.28.1, the client of the time when Qwen's first demo server was written."""
 
 import asyncio
+import json
 import os
 import unittest
 
@@ -71,6 +72,45 @@ class Chat(unittest.TestCase):
             return answer.choices[0].message.content, "".join(deltas)
 
         self.assertEqual(asyncio.run(run()), (TEXT, TEXT))
+
+
+ADD = {
+    "name": "add",
+    "description": "Add two numbers",
+    "parameters": {
+        "type": "object",
+        "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
+        "required": ["a", "b"],
+    },
+}
+CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>'
+
+
+class Functions(unittest.TestCase):
+    def setUp(self):
+        self.messages = [{"role": "user", "content": f"say:{CALL}"}]
+        self.request = {"model": "m", "functions": [ADD], "function_call": "auto"}
+
+    def test_a_call_and_its_result(self):
+        (choice,) = openai.ChatCompletion.create(messages=self.messages, **self.request).choices
+
+        self.assertEqual(choice.finish_reason, "function_call")
+        call = choice.message.function_call
+        self.assertEqual((call.name, json.loads(call.arguments)), ("add", {"a": 1, "b": 2}))
+        result = {"role": "function", "name": "add", "content": "say:3"}
+        messages = [*self.messages, choice.message.to_dict_recursive(), result]
+        answer = openai.ChatCompletion.create(messages=messages, **self.request)
+        self.assertEqual(answer.choices[0].message.content, "3")
+
+    def test_streamed(self):
+        stream = openai.ChatCompletion.create(messages=self.messages, stream=True, **self.request)
+        chunks = [chunk.choices[0] for chunk in stream]
+
+        calls = [call for chunk in chunks if (call := chunk.delta.get("function_call"))]
+        self.assertEqual("".join(call.get("name", "") for call in calls), "add")
+        arguments = "".join(call.get("arguments", "") for call in calls)
+        self.assertEqual(json.loads(arguments), {"a": 1, "b": 2})
+        self.assertEqual(chunks[-1].finish_reason, "function_call")
 
 
 class Models(unittest.TestCase):

@@ -3,6 +3,8 @@
 import assert from 'node:assert/strict';
 import {test} from 'node:test';
 import OpenAI from 'openai';
+import {zodResponseFormat} from 'openai/helpers/zod';
+import {z} from 'zod';
 
 const baseURL = `${process.env.QWELL_URL}/v1`;
 const client = new OpenAI({baseURL, apiKey: 'none', maxRetries: 0});
@@ -74,6 +76,43 @@ test('abort', async () => {
     const answer = await client.completions.create({model, prompt: 'report', max_tokens: 64});
     report = answer.choices[0].text;
   }
+});
+
+test('tools', async () => {
+  const call = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>';
+  const add = {
+    name: 'add',
+    description: 'Add two numbers',
+    parameters: {
+      type: 'object',
+      properties: {a: {type: 'integer'}, b: {type: 'integer'}},
+      required: ['a', 'b'],
+    },
+    parse: JSON.parse,
+    function: ({a, b}) => `say:${a + b} 👍`,
+  };
+  for (const stream of [false, true]) {
+    const runner = client.chat.completions.runTools({
+      model,
+      messages: [{role: 'user', content: `say:${call}`}],
+      tools: [{type: 'function', function: add}],
+      stream,
+    });
+    assert.equal(await runner.finalContent(), '3 👍');
+    const roles = runner.messages.map(message => message.role);
+    assert.deepEqual(roles, ['user', 'assistant', 'tool', 'assistant']);
+  }
+});
+
+test('structured output', async () => {
+  const Sum = z.object({left: z.number(), right: z.number()});
+  const answer = await client.chat.completions.parse({
+    model,
+    messages: [{role: 'user', content: 'say:{"left": 1, "right": 2}'}],
+    response_format: zodResponseFormat(Sum, 'sum'),
+  });
+
+  assert.deepEqual(answer.choices[0].message.parsed, {left: 1, right: 2});
 });
 
 test('models', async () => {

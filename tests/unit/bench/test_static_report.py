@@ -81,11 +81,12 @@ def test_matrix_instructions_are_counted_and_required(arch, report_on):
     assert row.faults == ("no matrix instructions",)
 
 
-def test_narrow_loads_are_found_where_wide_ones_are_required(report_on):
-    (row,) = report_on(Case("reverse", run_reverse, 1, wide_kernels=("reverse",)))
+@pytest.mark.parametrize("arch", ["sm_90", "gfx942"])
+def test_narrow_loads_are_found_where_wide_ones_are_required(arch, report_on):
+    (row,) = report_on(Case("reverse", run_reverse, 1, wide_kernels=("reverse",)), arch)
     assert row.programs == 6
     assert row.faults == ("only 0% of loaded bytes by 128-bit loads",)
-    (row,) = report_on(Case("reverse", run_reverse, 1))
+    (row,) = report_on(Case("reverse", run_reverse, 1), arch)
     assert row.faults == ()
 
 
