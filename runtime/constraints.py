@@ -74,8 +74,9 @@ class Constraints:
         return False
 
     def forget(self, sequence: Sequence) -> None:
-        """The sequence waits no longer, if it did."""
+        """The sequence has ended: it waits no longer, and any id may come for it."""
         self._waiting.pop(sequence, None)
+        sequence.constraint = None
 
     def ready(self, timeout: float) -> list[tuple[Sequence, str]]:
         """Sequences that have their constraint now, or a message that says why there is none.

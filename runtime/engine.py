@@ -263,15 +263,17 @@ class Engine:
             self._admit_compiled()
         outputs, self._done = self._done, []
         more_tokens = self._more_tokens
-        ready = self._launch()
+        is_step = self._in_flight is not None
+        ready = self._launch(outputs)
         if self._overlap:
             ready, self._in_flight = self._in_flight, ready
         else:
+            is_step = ready is not None
             more_tokens = self._more_tokens
         if ready is not None:
             outputs += self._collect(ready)
         self._clock.ended("rest")
-        if ready is not None:
+        if is_step:
             self._steps += 1
             self._budget.observe(more_tokens, self._clock.step_s)
         return outputs
@@ -286,15 +288,22 @@ class Engine:
         self._check(token_ids, 0)
         return all_logits(self.model, self._pool, token_ids, self._max_batch_tokens)
 
-    def _launch(self) -> SampledIds | None:
-        """Start the next batch without waiting for the device; None where nothing is to do."""
+    def _launch(self, outputs: list[TokenOutput]) -> SampledIds | None:
+        """Start the next batch without waiting for it; None where nothing is to do.
+
+        Where masks depend on ids in flight, these are waited for while the batch is computed;
+        what they give is added to `outputs`.
+        """
         chunks = self._scheduler.schedule(self._budget.prefill_tokens, self._guess)
         if not chunks:
             self._more_tokens = 0
             return None
         layout = lay_out(chunks, BLOCK_SIZE, sampled=self._in_flight)
         self._more_tokens = layout.more_tokens
-        masks = self._constraints.masks(layout.drawn)
+        awaits_ids = self._in_flight is not None and any(
+            chunk.sequence.awaits_id for chunk in layout.drawn
+        )
+        masks = None if awaits_ids else self._constraints.masks(layout.drawn)
         self._clock.ended("schedule")
         ops = self.model.decoder.ops
         logits = self.forward(layout)
@@ -304,6 +313,10 @@ class Engine:
             logits = completing_rows(logits, chunks)
         self._clock.ended("forward")
         self._scheduler.computed(chunks)
+        if awaits_ids and self._in_flight is not None:
+            outputs += self._collect(self._in_flight)
+            self._in_flight = None
+            masks = self._constraints.masks(layout.drawn)
         sampled_scores = SampledScores(logits, layout.rows)
         stuck = [] if masks is None else masks.apply(logits)
         ids = self.sampler.next_ids(logits, layout.rows, layout.places, self._in_flight)
@@ -388,16 +401,16 @@ class Engine:
 
     def _end_stuck(self, sequence: Sequence) -> None:
         """End a request for which no id was left: what was drawn instead is nobody's."""
-        self._forget(sequence)
         constraint = sequence.constraint
         assert constraint is not None, "only constraints leave no id"
+        self._forget(sequence)
         output = TokenOutput(sequence.request_id, [], error=constraint.problem)
         if constraint.is_complete:
             output = TokenOutput(sequence.request_id, [], "stop")
         self._done.append(output)
 
     def _forget(self, sequence: Sequence) -> None:
-        """A request has ended or is aborted."""
+        """A request has ended or is aborted; what a step in flight draws for it is nobody's."""
         del self._sequences[sequence.request_id]
         self._constraints.forget(sequence)
         self._scheduler.remove(sequence)
