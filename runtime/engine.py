@@ -31,17 +31,14 @@ from qwell.runtime.prompt_check import check_prompt
 from qwell.runtime.prompt_lookup import PromptLookups
 from qwell.runtime.sampled_ids import SampledIds
 from qwell.runtime.sampler import Sampler
-from qwell.runtime.sampling_params import (
-    SamplingParams,
-    check_some_id_is_left,
-    check_token_ids,
-)
+from qwell.runtime.sampling_params import SamplingParams, check_some_id_is_left, check_token_ids
 from qwell.runtime.scheduler import Scheduler
 from qwell.runtime.sequence import Sequence
 from qwell.runtime.speculation import Drafter, Speculator, kept_ids
 from qwell.runtime.step_budget import StepBudget
 from qwell.runtime.step_clock import StepClock
 from qwell.runtime.step_logprobs import SampledScores, Scores, completing_rows, score_prompts
+from qwell.runtime.step_stats import step_stats
 
 if TYPE_CHECKING:
     from qwell.runtime.prefix_file import PrefixFile
@@ -154,24 +151,7 @@ class Engine:
     @property
     def stats(self) -> StepStats:
         """How the engine is now, and what it has done since its start."""
-        scheduler, pool, seconds = self._scheduler, self._pool, self._clock.sums
-        speculator = self._speculator
-        return StepStats(
-            running=scheduler.num_running,
-            waiting=scheduler.num_waiting,
-            blocks_used=pool.num_blocks - pool.num_free,
-            blocks_total=pool.num_blocks,
-            steps=self._steps,
-            prompt_tokens=scheduler.num_prompt_tokens,
-            prefix_hit_tokens=scheduler.num_cached_tokens,
-            preemptions=scheduler.num_preemptions,
-            drafted_tokens=0 if speculator is None else speculator.num_drafted,
-            accepted_tokens=0 if speculator is None else speculator.num_accepted,
-            schedule_s=seconds["schedule"],
-            forward_s=seconds["forward"],
-            sample_s=seconds["sample"],
-            rest_s=seconds["rest"],
-        )
+        return step_stats(self._scheduler, self._pool, self._speculator, self._clock, self._steps)
 
     @property
     def num_free_blocks(self) -> int:
@@ -300,10 +280,9 @@ class Engine:
             return None
         layout = lay_out(chunks, BLOCK_SIZE, sampled=self._in_flight)
         self._more_tokens = layout.more_tokens
-        awaits_ids = self._in_flight is not None and any(
-            chunk.sequence.awaits_id for chunk in layout.drawn
-        )
-        masks = None if awaits_ids else self._constraints.masks(layout.drawn)
+        drawn = layout.drawn
+        awaited = self._in_flight if any(c.sequence.awaits_id for c in drawn) else None
+        masks = None if awaited is not None else self._constraints.masks(drawn)
         self._clock.ended("schedule")
         ops = self.model.decoder.ops
         logits = self.forward(layout)
@@ -313,16 +292,15 @@ class Engine:
             logits = completing_rows(logits, chunks)
         self._clock.ended("forward")
         self._scheduler.computed(chunks)
-        if awaits_ids and self._in_flight is not None:
-            outputs += self._collect(self._in_flight)
+        if awaited is not None:
+            outputs += self._collect(awaited)
             self._in_flight = None
-            masks = self._constraints.masks(layout.drawn)
+            masks = self._constraints.masks(drawn)
         sampled_scores = SampledScores(logits, layout.rows)
         stuck = [] if masks is None else masks.apply(logits)
         ids = self.sampler.next_ids(logits, layout.rows, layout.places, self._in_flight)
         scores = sampled_scores.of(ops, ids)
         self._clock.ended("sample")
-        drawn = layout.drawn
         for sequence, *_ in drawn:
             sequence.num_in_flight += 1
             if sequence.num_generated >= sequence.params.max_tokens:
@@ -331,14 +309,11 @@ class Engine:
         for sequence, ahead in stuck:
             if not ahead:
                 self._end_stuck(sequence)
+        drafts = [chunk.draft_ids for chunk in drawn]
+        # Of one that is stuck at once the id is nobody's, but it is one id.
+        limits = {sequence: max(ahead, 1) for sequence, ahead in stuck}
         return SampledIds(
-            [c.sequence for c in drawn],
-            ids,
-            [c.draft_ids for c in drawn],
-            scores,
-            prompt_scores,
-            # Of one that is stuck at once the id is nobody's, but it is one id.
-            limits={sequence: max(ahead, 1) for sequence, ahead in stuck},
+            [chunk.sequence for chunk in drawn], ids, drafts, scores, prompt_scores, limits
         )
 
     def _guess(self, decoding: list[Sequence]) -> Mapping[Sequence, SequenceOf[int]]:
