@@ -22,6 +22,7 @@ from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.loader import load_model
 from qwell.runtime.messages import TokenOutput
 from qwell.runtime.sampling_params import SamplingParams
+from qwell.runtime.thinking import Thinking
 
 EOS = 0
 PROMPT = [5, 3, 8, 1]
@@ -94,6 +95,15 @@ requests = st.builds(
         repetition_penalty=st.sampled_from((1.0, 1.0, 1.4)),
         seed=st.integers(0, 5),
         ignore_eos=st.booleans(),
+        thinking=st.none()
+        | st.builds(
+            Thinking,
+            start_id=st.just(9),
+            end_id=st.just(10),
+            opened=st.booleans(),
+            budget=st.integers(0, 6),
+            close_ids=st.sampled_from(((10,), (11, 10, 11))),
+        ),
     ),
     arrival=st.integers(0, 20),
     aborted=st.none() | st.integers(1, 40),
