@@ -13,6 +13,7 @@ from qwell.bench.gpu.parity import Parity, compare
 from qwell.bench.gpu.timing import Timer
 from qwell.bench.kernels.models import MODELS
 from qwell.bench.work import Ceilings
+from qwell.kernels.fused_ops import FusedOps
 from qwell.kernels.ops import Ops
 
 
@@ -60,19 +61,20 @@ def kernel_steps() -> tuple[Step, ...]:
 def kernel_times(
     device: torch.device,
     dtype: torch.dtype,
-    ops: Ops,
+    ops: Ops | FusedOps,
     timer: Timer,
     ceilings: Ceilings,
     steps: Sequence[Step],
+    calls: type[Calls] = Calls,
 ) -> Iterator[KernelTime]:
-    """Check and time every op of every step."""
+    """Check and time every op of every step, of which `calls` makes the calls."""
     for step in steps:
-        for call in Calls(device, dtype).of(step):
+        for call in calls(device, dtype).of(step):
             yield time_call(call, dtype, ops, timer, ceilings)
 
 
 def time_call(
-    call: Call, dtype: torch.dtype, ops: Ops, timer: Timer, ceilings: Ceilings
+    call: Call, dtype: torch.dtype, ops: Ops | FusedOps, timer: Timer, ceilings: Ceilings
 ) -> KernelTime:
     """Check and time one call."""
     checked = compare(call, ops, dtype)

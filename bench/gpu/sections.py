@@ -98,9 +98,14 @@ def _parity(op: str, steps: dict[torch.dtype, tuple[Step, ...]], _: Ceilings) ->
     yield from parity(_gpu(), _ops, steps, (op,))
 
 
+def _fused_steps() -> tuple[Step, ...]:
+    batches = (1, MAX_FUSED_TOKENS)
+    return tuple(decode(model, batch, _CONTEXT) for model in MODELS for batch in batches)
+
+
 def _fused_parity(_: Ceilings) -> Iterator[Row]:
-    steps = [decode(m, batch, _CONTEXT) for m in MODELS for batch in (1, MAX_FUSED_TOKENS)]
-    yield from parity(_gpu(), _fused_ops, {DTYPE: tuple(steps)}, FUSED_LINEARS, FusedCalls)
+    steps = {DTYPE: _fused_steps()}
+    yield from parity(_gpu(), _fused_ops, steps, FUSED_LINEARS, FusedCalls)
 
 
 def _model_parity(_: Ceilings) -> Iterator[Row]:
@@ -140,4 +145,7 @@ def _serving(ceilings: Ceilings) -> Iterator[Row]:
 
 def _kernels(ceilings: Ceilings) -> Iterator[Row]:
     timer = timer_for(_gpu())
+    fused = _fused_ops()
+    # First, being few: what there is no time for is left out.
+    yield from kernel_times(_gpu(), DTYPE, fused, timer, ceilings, _fused_steps(), FusedCalls)
     yield from kernel_times(_gpu(), DTYPE, _ops(), timer, ceilings, kernel_steps())

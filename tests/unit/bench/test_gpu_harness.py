@@ -15,11 +15,13 @@ from typing import Any
 
 import pytest
 import torch
+from composed_ops import ComposedOps
 from torch import Tensor
 
 from qwell.bench.checkpoints import true_config
 from qwell.bench.gpu.calls import Call, Calls, Step, decode, prefill
 from qwell.bench.gpu.ceilings import measure
+from qwell.bench.gpu.fused_calls import FUSED_LINEARS, FusedCalls
 from qwell.bench.gpu.isolation import Section
 from qwell.bench.gpu.kernels import KernelTime, kernel_times
 from qwell.bench.gpu.model import random_model
@@ -186,6 +188,17 @@ def test_a_kernel_is_timed_against_the_ceiling_that_binds_it() -> None:
     assert row.share == pytest.approx(row.bytes_moved / 1e9 / 1e-3)
     assert row.baseline == "cuBLAS"
     assert row.baseline_microseconds == pytest.approx(1000)
+
+
+def test_fused_ops_are_timed_like_others() -> None:
+    step, fused = decode(TINY, 3, 40), ComposedOps(REFERENCE).fused()
+    rows = list(kernel_times(CPU, torch.float32, fused, StubTimer(), CEILINGS, (step,), FusedCalls))
+    assert [row.op for row in rows] == list(FUSED_LINEARS)
+    assert all(row.failure is None for row in rows)
+    norm_linear = rows[0]
+    assert norm_linear.parity.ok
+    assert norm_linear.bytes_moved == 4 * (128 * 64 + 64 + 3 * (64 + 128))
+    assert norm_linear.flops == 2 * 3 * 64 * 128
 
 
 def test_torch_attention_that_serves_as_baseline_reads_the_same_amount() -> None:
