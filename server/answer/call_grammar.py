@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 
 from qwell.runtime.errors import RequestError
-from qwell.runtime.grammar import Grammar
-from qwell.server.answer.lark import lark_json, lark_text
+from qwell.runtime.grammar import Grammar, lark_text
+from qwell.server.answer.lark import lark_json
 from qwell.server.answer.tool_calls import CLOSE, OPEN, CallFormat
 from qwell.server.protocol.structured_outputs import RequestedGrammar
 from qwell.server.protocol.tools import ToolUse

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from qwell.runtime.grammar import lark_text
 from qwell.server.answer.json_types import (
     TEXT_ONLY,
     ParameterTypes,
@@ -24,7 +25,7 @@ from qwell.server.answer.json_types import (
     parameter_types,
     resolved,
 )
-from qwell.server.answer.lark import lark_choice, lark_json, lark_text
+from qwell.server.answer.lark import lark_choice, lark_json
 from qwell.server.answer.reading import (
     CallArguments,
     CallBegin,

@@ -104,6 +104,7 @@ def one(engine: Engine, grammar: Grammar | None, **values: Any) -> tuple[str, Fi
         (AB, "[ab]{3,5}"),
         (Grammar("regex", "你好|[0-9]{4}"), "你好|[0-9]{4}"),
         (Grammar.choice(['say "hi"\n', "é😀", "back\\slash"]), 'say "hi"\n|é😀|back\\\\slash'),
+        (Grammar.choice(["a\x7fb\0\x85\u2028"]), "a\x7fb\0\x85\u2028"),
         (Grammar("lark", 'start: item ("," item)~3\nitem: /[xy]/'), "[xy](,[xy]){3}"),
         (Grammar("json_schema", '{"const": {"a": 1}}'), r'\{\s*"a"\s*:\s*1\s*\}'),
         (Grammar("gbnf", 'root ::= "n" num\n\nnum ::= [0-9]{2}'), "n[0-9]{2}"),
