@@ -79,6 +79,17 @@ class Constraint:
         """The matcher whose mask `restrict` needs; None where it needs none."""
         return self._matcher if self._stage in (_Stage.OPENING, _Stage.ANSWER) else None
 
+    @property
+    def checks_guesses(self) -> bool:
+        """Whether `right_guesses` tells which can come, and `restrict` masks what follows them."""
+        return self._matcher is not None and self._stage is _Stage.ANSWER
+
+    def right_guesses(self, token_ids: list[int]) -> list[int]:
+        """The guesses up to the first that cannot come, as far as that can be checked."""
+        if self._matcher is None:
+            return token_ids
+        return token_ids[: self._matcher.validate_tokens(token_ids)]
+
     def accept(self, token_id: int) -> None:
         """Go on by the token that was generated."""
         self._num_generated += 1
@@ -96,11 +107,12 @@ class Constraint:
             if self._matcher is not None and token_id not in self._end_ids:
                 self._matcher.consume_token(token_id)
 
-    def restrict(self, bits: Bits) -> None:
+    def restrict(self, bits: Bits, ahead: int = 0) -> None:
         """Set the bits of the ids that may come next, and no others.
 
         Args:
             bits: [mask_words(vocab_size)]; the mask of the `asked_matcher`, if there is one.
+            ahead: so many guesses come first, for which the matcher's mask is.
         """
         thinking = self._thinking
         if self._stage is _Stage.CLOSING:
@@ -121,7 +133,7 @@ class Constraint:
         _clear(bits, self._vocab_size)
         for token_id in self._bad_ids:
             _clear(bits, token_id)
-        if self._num_generated < self._min_tokens:
+        if self._num_generated + ahead < self._min_tokens:
             for token_id in self._end_ids:
                 _clear(bits, token_id)
         if self._allowed is not None:

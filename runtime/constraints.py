@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence as SequenceOf
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from qwell.runtime.constraint import Bits, Constraint, mask_words
 from qwell.runtime.cpu import count_cores
 from qwell.runtime.errors import CheckpointError, RequestError
 from qwell.runtime.grammar import Grammar, error_of, limits, llguidance_text, unusable
-from qwell.runtime.sequence import Sequence
+from qwell.runtime.sequence import Chunk, Sequence
 
 if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher, LLTokenizer
@@ -73,8 +74,9 @@ class Constraints:
         return False
 
     def forget(self, sequence: Sequence) -> None:
-        """The sequence waits no longer, if it did."""
+        """The sequence has ended: it waits no longer, and any id may come for it."""
         self._waiting.pop(sequence, None)
+        sequence.constraint = None
 
     def ready(self, timeout: float) -> list[tuple[Sequence, str]]:
         """Sequences that have their constraint now, or a message that says why there is none.
@@ -85,19 +87,20 @@ class Constraints:
         done = [sequence for sequence, compiled in self._waiting.items() if compiled.done()]
         return [(sequence, self._take(sequence, self._waiting.pop(sequence))) for sequence in done]
 
-    def masks(self, sequences: SequenceOf[Sequence]) -> Masks | None:
-        """Begin to make the masks of a step's rows; None where every id may come in all of them.
+    def masks(self, drawn: SequenceOf[Chunk]) -> Masks | None:
+        """Begin to make masks for what is drawn after these chunks; None where every id may come.
 
         The sequences' tokens must not change until the masks are applied.
         """
-        rows = {
-            row: sequence.constraint
-            for row, sequence in enumerate(sequences)
-            if sequence.constraint is not None and sequence.num_free == 0
-        }
-        if not rows:
+        if all(chunk.sequence.constraint is None for chunk in drawn):
             return None
-        return Masks(rows, self._masker.submit(self._fill, list(rows.values())))
+        places: list[_Place] = []
+        row = 0
+        for chunk in drawn:
+            if chunk.sequence.num_free == 0:
+                places.append(_Place(row, chunk.sequence, list(chunk.draft_ids)))
+            row += chunk.num_drawn
+        return Masks(places, self._masker.submit(self._fill, places)) if places else None
 
     def close(self) -> None:
         """End the threads."""
@@ -146,44 +149,83 @@ class Constraints:
 
         return LLExecutor(min(count_cores().threads, _MOST_MASK_THREADS))
 
-    def _fill(self, constraints: SequenceOf[Constraint]) -> Bits:
-        bits: Bits = np.zeros((len(constraints), mask_words(self._vocab_size)), dtype=np.uint32)
-        matchers = [
-            (matcher, row)
-            for row, constraint in enumerate(constraints)
-            if (matcher := constraint.asked_matcher) is not None
-        ]
-        if matchers:
-            row_bytes = bits.shape[1] * bits.itemsize
-            self._executor.unsafe_compute_mask_ptr(
-                matchers, bits.ctypes.data, row_bytes, len(constraints)
-            )
-        for constraint, row_bits in zip(constraints, bits, strict=True):
-            constraint.restrict(row_bits)
+    def _fill(self, places: SequenceOf[_Place]) -> Bits:
+        """Masks [rows of all places, words], in their order."""
+        count = sum(place.num_rows for place in places)
+        bits: Bits = np.zeros((count, mask_words(self._vocab_size)), dtype=np.uint32)
+        alone: list[tuple[LLMatcher, int]] = []
+        guessed: list[tuple[LLMatcher, int, list[int]]] = []
+        first = 0
+        for place in places:
+            matcher = place.constraint.asked_matcher
+            if matcher is not None and place.draft_ids:
+                guessed.append((matcher, first, place.draft_ids))
+            elif matcher is not None:
+                alone.append((matcher, first))
+            first += place.num_rows
+        masks = bits.ctypes.data, bits.shape[1] * bits.itemsize, count
+        if alone:
+            self._executor.unsafe_compute_mask_ptr(alone, *masks)
+        if guessed:
+            self._executor.unsafe_compute_mask_ptr_with_draft_token(guessed, *masks)
+        rows = iter(bits)
+        for place in places:
+            for ahead in range(place.num_rows):
+                place.constraint.restrict(next(rows), ahead)
         return bits
 
 
 class Masks:
     """Masks of some rows of a step's logits, on their way."""
 
-    def __init__(self, rows: dict[int, Constraint], bits: Future[Bits]) -> None:
-        """`bits` has one mask for each of `rows`, in their order."""
-        self._rows = rows
+    def __init__(self, places: SequenceOf[_Place], bits: Future[Bits]) -> None:
+        """`bits` has one mask for each row of `places`, in their order."""
+        self._places = places
         self._bits = bits
 
-    def apply(self, logits: Tensor) -> dict[int, Constraint]:
+    def apply(self, logits: Tensor) -> list[tuple[Sequence, int]]:
         """Ban in fp32 logits [S, V], in place, what the masks do not allow.
 
-        Returns the rows that would have no id left; they are as they were.
+        Returns the sequences that would have no id left in some row, and after how many guesses
+        that is; such rows are as they were.
         """
         bits = self._bits.result()
-        some_left = bits.any(axis=1)
-        rows = np.array(list(self._rows), dtype=np.int64)
+        left = bits.any(axis=1)
+        rows = np.array([row for place in self._places for row in place.rows], dtype=np.int64)
         if logits.device.type == "cpu":
-            ban_on_host(logits, rows[some_left], bits[some_left])
+            ban_on_host(logits, rows[left], bits[left])
         else:
-            ban_on_device(logits, rows[some_left], bits[some_left])
-        return {int(row): self._rows[row] for row in rows[~some_left]}
+            ban_on_device(logits, rows[left], bits[left])
+        if left.all():
+            return []
+        stuck = set(rows[~left].tolist())
+        firsts = (
+            (place.sequence, next((row - place.row for row in place.rows if row in stuck), None))
+            for place in self._places
+        )
+        return [(sequence, ahead) for sequence, ahead in firsts if ahead is not None]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where ids are drawn for a sequence: a row of the logits, and one more for each guess."""
+
+    row: int
+    sequence: Sequence
+    draft_ids: list[int]
+
+    @property
+    def constraint(self) -> Constraint:
+        assert self.sequence.constraint is not None, "masks are for sequences with constraints"
+        return self.sequence.constraint
+
+    @property
+    def num_rows(self) -> int:
+        return 1 + len(self.draft_ids)
+
+    @property
+    def rows(self) -> range:
+        return range(self.row, self.row + self.num_rows)
 
 
 def ban_on_host(logits: Tensor, rows: np.ndarray, bits: Bits) -> None:

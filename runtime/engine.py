@@ -19,7 +19,6 @@ from torch import Tensor
 from qwell.runtime.all_logits import all_logits
 from qwell.runtime.batch import lay_out
 from qwell.runtime.block_pool import BlockPool
-from qwell.runtime.constraint import Constraint
 from qwell.runtime.constraints import Constraints
 from qwell.runtime.draft_model import load_draft_model
 from qwell.runtime.engine_options import EngineOptions
@@ -264,15 +263,17 @@ class Engine:
             self._admit_compiled()
         outputs, self._done = self._done, []
         more_tokens = self._more_tokens
-        ready = self._launch()
+        is_step = self._in_flight is not None
+        ready = self._launch(outputs)
         if self._overlap:
             ready, self._in_flight = self._in_flight, ready
         else:
+            is_step = ready is not None
             more_tokens = self._more_tokens
         if ready is not None:
             outputs += self._collect(ready)
         self._clock.ended("rest")
-        if ready is not None:
+        if is_step:
             self._steps += 1
             self._budget.observe(more_tokens, self._clock.step_s)
         return outputs
@@ -287,15 +288,22 @@ class Engine:
         self._check(token_ids, 0)
         return all_logits(self.model, self._pool, token_ids, self._max_batch_tokens)
 
-    def _launch(self) -> SampledIds | None:
-        """Start the next batch without waiting for the device; None where nothing is to do."""
+    def _launch(self, outputs: list[TokenOutput]) -> SampledIds | None:
+        """Start the next batch without waiting for it; None where nothing is to do.
+
+        Where masks depend on ids in flight, these are waited for while the batch is computed;
+        what they give is added to `outputs`.
+        """
         chunks = self._scheduler.schedule(self._budget.prefill_tokens, self._guess)
         if not chunks:
             self._more_tokens = 0
             return None
         layout = lay_out(chunks, BLOCK_SIZE, sampled=self._in_flight)
         self._more_tokens = layout.more_tokens
-        masks = self._constraints.masks(layout.rows)
+        awaits_ids = self._in_flight is not None and any(
+            chunk.sequence.awaits_id for chunk in layout.drawn
+        )
+        masks = None if awaits_ids else self._constraints.masks(layout.drawn)
         self._clock.ended("schedule")
         ops = self.model.decoder.ops
         logits = self.forward(layout)
@@ -305,8 +313,12 @@ class Engine:
             logits = completing_rows(logits, chunks)
         self._clock.ended("forward")
         self._scheduler.computed(chunks)
+        if awaits_ids and self._in_flight is not None:
+            outputs += self._collect(self._in_flight)
+            self._in_flight = None
+            masks = self._constraints.masks(layout.drawn)
         sampled_scores = SampledScores(logits, layout.rows)
-        stuck = {} if masks is None else masks.apply(logits)
+        stuck = [] if masks is None else masks.apply(logits)
         ids = self.sampler.next_ids(logits, layout.rows, layout.places, self._in_flight)
         scores = sampled_scores.of(ops, ids)
         self._clock.ended("sample")
@@ -316,10 +328,17 @@ class Engine:
             if sequence.num_generated >= sequence.params.max_tokens:
                 # This end is known before the id: the sequence is in no later step.
                 self._scheduler.remove(sequence)
-        for row, constraint in stuck.items():
-            self._end_stuck(layout.rows[row], constraint)
+        for sequence, ahead in stuck:
+            if not ahead:
+                self._end_stuck(sequence)
         return SampledIds(
-            [c.sequence for c in drawn], ids, [c.draft_ids for c in drawn], scores, prompt_scores
+            [c.sequence for c in drawn],
+            ids,
+            [c.draft_ids for c in drawn],
+            scores,
+            prompt_scores,
+            # Of one that is stuck at once the id is nobody's, but it is one id.
+            limits={sequence: max(ahead, 1) for sequence, ahead in stuck},
         )
 
     def _guess(self, decoding: list[Sequence]) -> Mapping[Sequence, SequenceOf[int]]:
@@ -337,6 +356,9 @@ class Engine:
         for sequence, draft_ids in zip(sampled.sequences, sampled.drafts, strict=True):
             drawn = ids[row : row + 1 + len(draft_ids)]
             row += len(drawn)
+            if sequence in sampled.limits:
+                drawn = drawn[: sampled.limits[sequence]]
+                draft_ids = draft_ids[: len(drawn) - 1]
             is_first = len(sequence.token_ids) == sequence.num_prompt_tokens
             kept = kept_ids(drawn, draft_ids) if draft_ids else drawn
             if self._speculator is not None and draft_ids:
@@ -377,8 +399,10 @@ class Engine:
             else:
                 self._scheduler.add(sequence)
 
-    def _end_stuck(self, sequence: Sequence, constraint: Constraint) -> None:
+    def _end_stuck(self, sequence: Sequence) -> None:
         """End a request for which no id was left: what was drawn instead is nobody's."""
+        constraint = sequence.constraint
+        assert constraint is not None, "only constraints leave no id"
         self._forget(sequence)
         output = TokenOutput(sequence.request_id, [], error=constraint.problem)
         if constraint.is_complete:
@@ -386,7 +410,7 @@ class Engine:
         self._done.append(output)
 
     def _forget(self, sequence: Sequence) -> None:
-        """A request has ended or is aborted."""
+        """A request has ended or is aborted; what a step in flight draws for it is nobody's."""
         del self._sequences[sequence.request_id]
         self._constraints.forget(sequence)
         self._scheduler.remove(sequence)

@@ -33,8 +33,9 @@ def main() -> None:
     threading.stack_size(_STACK_BYTES)
     problems: list[str] = []
     checking = threading.Thread(target=lambda: problems.append(problem_of(grammar)))
-    most = _address_space() + _STACK_BYTES + _MAX_BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    if sys.platform == "linux":
+        most = _address_space() + _STACK_BYTES + _MAX_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
     checking.start()
     checking.join()
     # There is none where the thread has failed.

@@ -5,9 +5,10 @@ The next step starts before the host knows them: what it needs of them, it takes
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as SequenceOf
 from functools import cached_property
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ class SampledIds:
     Attributes:
         sequences: whose ids they are, S of them.
         drafts: the guesses behind which ids were drawn too, for each sequence.
+        limits: for some sequences how many of the ids drawn for them count at the most.
         ids: int32 [S + guesses] on the device, or a list where they are known at once.
         wait: returns the ids once the step has run.
         scores, prompt_scores: return the log-probabilities that the step took, likewise.
@@ -35,6 +37,7 @@ class SampledIds:
         drafts: SequenceOf[SequenceOf[int]] | None = None,
         scores: Scores = dict,
         prompt_scores: Scores = dict,
+        limits: Mapping[Sequence, int] = MappingProxyType({}),
     ) -> None:
         self.sequences = sequences
         self.drafts = [()] * len(sequences) if drafts is None else drafts
@@ -42,6 +45,7 @@ class SampledIds:
         self.wait = (lambda: ids) if isinstance(ids, list) else to_host(ids)
         self.scores = scores
         self.prompt_scores = prompt_scores
+        self.limits = limits
 
     @cached_property
     def rows(self) -> dict[Sequence, int]:

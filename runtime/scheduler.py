@@ -111,8 +111,7 @@ class Scheduler:
             guess: gives tokens to follow some of those that decode; taken as far as there is room,
                 in the cache without taking it from others, in the step up to half of it.
         """
-        # Those whose next token depends on the id of one in flight wait for it.
-        decoding = [s for s in self._running if s.num_uncomputed == 1 and not s.awaits_id]
+        decoding = [s for s in self._running if s.num_uncomputed == 1]
         drafts = guess(decoding)
         decoding = self._with_room(decoding)
         budget = self._max_batch_tokens - len(decoding)
@@ -133,8 +132,7 @@ class Scheduler:
             self._admit()
             if len(self._running) > len(decoding):
                 served = set(decoding)
-                prompts = [s for s in self._running if s not in served and not s.awaits_id]
-                chunks += _shares(prompts, budget) if prompts else []
+                chunks += _shares([s for s in self._running if s not in served], budget)
         return chunks
 
     def computed(self, chunks: SequenceOf[Chunk]) -> None:

@@ -93,6 +93,13 @@ class Sequence:
         return NO_LIMIT if self.constraint is None else self.constraint.num_free
 
     @property
+    def most_guesses(self) -> int:
+        """So many tokens may be guessed: what is drawn behind each is free, or can be masked."""
+        constraint = self.constraint
+        is_open = constraint is None or constraint.checks_guesses
+        return NO_LIMIT if is_open else self.num_free - 1
+
+    @property
     def awaits_id(self) -> bool:
         """Which ids may come next depends on one that is in flight."""
         return self.num_in_flight > 0 and self.num_in_flight >= self.num_free

@@ -107,7 +107,12 @@ class Speculator:
         count = sum(len(draft) for draft in drafts.values())
         if count:
             self._guess_s += _GAIN * ((self._clock() - start) / count - self._guess_s)
-        return drafts
+        return {
+            sequence: draft
+            if sequence.constraint is None
+            else sequence.constraint.right_guesses(draft)
+            for sequence, draft in drafts.items()
+        }
 
     def _wanted(self, sequences: Iterable[Sequence], price: float) -> dict[Sequence, int]:
         room = MOST_STEP_DRAFTS
@@ -119,8 +124,7 @@ class Speculator:
             history.fade()
             # The step draws one token more than it verifies.
             left = sequence.params.max_tokens - sequence.num_generated - 1
-            # All that is drawn behind the guesses must be free to be any token.
-            count = min(history.worthwhile(price), left, room, sequence.num_free - 1)
+            count = min(history.worthwhile(price), left, room, sequence.most_guesses)
             if count > 0:
                 wanted[sequence] = count
                 room -= count

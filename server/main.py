@@ -38,6 +38,7 @@ _LAST_READ_S = 2
 # Longer than common clients keep idle connections (5 s and less), so that it is never the
 # server who closes one just as the next request is on its way.
 _KEEP_ALIVE_S = 30
+_TICK_S = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ async def _serve(options: ServeOptions, worker: Sequence[str]) -> bool:
         # Once only: a second cancellation would keep the supervisor from ending its process.
         for task in (supervisor, ready, stop):
             task.cancel()
-        server.should_exit = True
+        server.stop()
         await asyncio.wait({supervisor, serving})
     serving.result()
     if not supervisor.cancelled():
@@ -124,11 +125,29 @@ async def _drain(lifecycle: Lifecycle, seconds: float, signals: StopSignals) -> 
 
 
 class _HttpServer(uvicorn.Server):
-    """uvicorn, which otherwise ends the process by the signal that it caught."""
+    """uvicorn, which otherwise ends the process by the signal that it caught.
+
+    It would also wake ten times a second to see whether it is to stop.
+    """
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._stopped = asyncio.Event()
+
+    def stop(self) -> None:
+        """Take no more connections, and end once those that there are have ended."""
+        self.should_exit = True
+        self._stopped.set()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def main_loop(self) -> None:
+        # The number of a tick at which it renews the `date` of answers.
+        while not await self.on_tick(0):
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._stopped.wait(), _TICK_S)
 
 
 def _uvicorn_config(app: ASGIApp, options: ServeOptions) -> uvicorn.Config:

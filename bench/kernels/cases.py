@@ -45,9 +45,6 @@ CHUNK = 4096
 CONTEXT = 4096
 """Tokens of each sequence that decodes."""
 
-SMALL_BATCH = 32
-"""Up to so many tokens linear is bound by reading weights."""
-
 Row = TypeVar("Row")
 
 
@@ -90,16 +87,17 @@ def _silu_mul(arch: str) -> Iterator[Case]:
 
 
 def _linear(arch: str) -> Iterator[Case]:
-    for row in _rows(linear_config.DENSE, arch):
-        yield _linear_case("bf16", row)
-    for row in _rows(linear_config.PACKED, arch):
+    for place, row in enumerate(_rows(linear_config.DENSE, arch)):
+        yield _linear_case("bf16", row, serves_few=place == 0)
+    for place, row in enumerate(_rows(linear_config.PACKED, arch)):
         for weight_format in ("int8", "int4", "fp8"):
-            yield _linear_case(weight_format, row)
+            yield _linear_case(weight_format, row, serves_few=place == 0)
     for row in _rows(linear_config.FLOAT32, arch):
-        yield _linear_case("fp32", row)
+        yield _linear_case("fp32", row, serves_few=False)
 
 
-def _linear_case(weight_format: str, row: linear_config.Settings) -> Case:
+def _linear_case(weight_format: str, row: linear_config.Settings, *, serves_few: bool) -> Case:
+    """As many tokens as the row serves; few are bound by reading weights."""
     small, large = MODELS
     # A weight that is small enough for its sums to be spread, or the one that takes longest.
     n, k = (small.hidden, small.mlp) if row.spread else (2 * large.mlp, large.hidden)
@@ -114,7 +112,7 @@ def _linear_case(weight_format: str, row: linear_config.Settings) -> Case:
         flops=2 * tokens * n * k,
         factors="fp32" if weight_format == "fp32" else "bf16",
         tensor_kernels=() if weight_format == "fp32" else (kernel,),
-        wide_kernels=(kernel,) if tokens <= SMALL_BATCH else (),
+        wide_kernels=(kernel,) if serves_few else (),
     )
 
 

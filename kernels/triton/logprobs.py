@@ -50,6 +50,31 @@ def largest_rank_below(x_ptr, size, limit, BLOCK: tl.constexpr):
     return tl.max(b_best)
 
 
+@triton.jit
+def write_top(
+    x_ptr,
+    size,
+    id_ptr,
+    x_max,
+    log_sum,
+    top_id_ptr,
+    top_logprob_ptr,
+    top,
+    HAS_IDS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The `top` most likely of a row's values, whose ids are at id_ptr, or are their offsets."""
+    rank = tl.full([], 2**63 - 1, tl.int64)
+    for t in range(top):
+        rank = largest_rank_below(x_ptr, size, rank, BLOCK)
+        next_id = (2**31 - 1 - (rank & (2**31 - 1))).to(tl.int32)
+        if HAS_IDS:
+            next_id = tl.load(id_ptr + next_id)
+        value = value_of((rank >> 32).to(tl.int32))
+        tl.store(top_id_ptr + t, next_id)
+        tl.store(top_logprob_ptr + t, value - x_max - log_sum)
+
+
 @triton.jit(do_not_specialize=["top"])
 def logprobs_kernel(
     logits_ptr,
@@ -80,18 +105,27 @@ def logprobs_kernel(
         floor = kth_largest(b_top, top)
         count = gather_at_least(x_ptr, V, floor, candidate_ptr, candidate_id_ptr, CAPACITY, BLOCK)
         narrowed = (count >= top) & (count <= CAPACITY)  # fewer: a row with NaN
-        x_ptr = tl.where(narrowed, candidate_ptr, x_ptr)
-        size = tl.where(narrowed, tl.cdiv(count, PAD) * PAD, V)
-
-        rank = tl.full([], 2**63 - 1, tl.int64)
-        for t in range(top):
-            rank = largest_rank_below(x_ptr, size, rank, BLOCK)
-            next_id = (2**31 - 1 - (rank & (2**31 - 1))).to(tl.int32)
-            if narrowed:
-                next_id = tl.load(candidate_id_ptr + next_id)
-            value = value_of((rank >> 32).to(tl.int32))
-            tl.store(top_id_ptr + i_row * top + t, next_id)
-            tl.store(top_logprob_ptr + i_row * top + t, value - x_max - log_sum)
+        top_id_ptr += i_row * top
+        top_logprob_ptr += i_row * top
+        # Not one pointer that is chosen: Triton 3.6 cannot compile that for AMD GPUs.
+        if narrowed:
+            size = tl.cdiv(count, PAD) * PAD
+            write_top(
+                candidate_ptr,
+                size,
+                candidate_id_ptr,
+                x_max,
+                log_sum,
+                top_id_ptr,
+                top_logprob_ptr,
+                top,
+                True,
+                BLOCK,
+            )
+        else:
+            write_top(
+                x_ptr, V, id_ptr, x_max, log_sum, top_id_ptr, top_logprob_ptr, top, False, BLOCK
+            )
 
 
 def logprobs(logits: Tensor, ids: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:

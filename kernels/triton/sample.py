@@ -190,6 +190,57 @@ def draw(
 
 
 @triton.jit
+def drawn_place(
+    x_ptr,
+    size,
+    x_max,
+    scale,
+    floor,
+    total,
+    top_k,
+    top_p,
+    min_p,
+    typical_p,
+    uniform,
+    has_top_k,
+    BLOCK: tl.constexpr,
+):
+    """Offset of what is drawn from a row's values; those that are kept are at least `floor`.
+
+    `total` is their mass, unless has_top_k.
+    """
+    if has_top_k:
+        floor = highest_floor(x_ptr, size, floor, top_k, x_max, scale, False, BLOCK)
+        total = amount(x_ptr, size, floor, x_max, scale, True, BLOCK)
+    last_tie = size
+    if top_p < 1.0:
+        limit = tl.maximum(tl.ceil(top_p * total.to(tl.float64)).to(tl.int64), 1)
+        floor = highest_floor(x_ptr, size, floor, limit, x_max, scale, True, BLOCK)
+        next_value = value_of(order_of(floor) + 1)
+        above = amount(x_ptr, size, next_value, x_max, scale, True, BLOCK)
+        # Of equal values the first ones are kept, as many as it takes to reach the limit.
+        tie = tl.maximum(mass_of(floor, x_max, scale), 1)
+        rank = tl.maximum((limit - above - 1) // tie, 0).to(tl.int32)
+        last_tie = nth_equal(x_ptr, size, floor, rank, BLOCK)
+
+    least_mass = tl.ceil(min_p * WHOLE).to(tl.int64)
+    center = tl.full([], 0.0, tl.float32)
+    reach = tl.full([], WIDEST, tl.float32)
+    if typical_p < 1.0:
+        total = kept_total(
+            x_ptr, size, x_max, scale, floor, last_tie, least_mass, center, reach, BLOCK
+        )
+        limit = tl.maximum(tl.ceil(typical_p * total.to(tl.float64)).to(tl.int64), 1)
+        center = mean_distance(x_ptr, size, x_max, scale, floor, last_tie, least_mass, BLOCK)
+        reach = least_reach(
+            x_ptr, size, x_max, scale, floor, last_tie, least_mass, center, limit, BLOCK
+        )
+    return draw(
+        x_ptr, size, x_max, scale, floor, last_tie, least_mass, center, reach, uniform, BLOCK
+    )
+
+
+@triton.jit
 def sample_kernel(
     logits_ptr,
     temperature_ptr,
@@ -224,8 +275,7 @@ def sample_kernel(
         has_top_k = (top_k > 0) & (top_k < V)
         floor = tl.full([], float("-inf"), tl.float32)
         total = tl.full([], 0, tl.int64)  # mass that top-p is a part of
-        size = tl.full([], V, tl.int32)
-        narrowed = size < 0
+        count = tl.full([], 0, tl.int32)
 
         # Most ids cannot be among those kept. The others are copied aside, where the passes of
         # the bisections are short.
@@ -240,55 +290,24 @@ def sample_kernel(
                 share = (1.0 - top_p) * total.to(tl.float64) / (2.0 * V * WHOLE)
                 floor = x_max + tl.log2(share.to(tl.float32)) / scale
             count = gather_at_least(x_ptr, V, floor, value_ptr, id_ptr, CAPACITY, BLOCK)
-            narrowed = (count > 0) & (count <= CAPACITY)  # none: a row of NaN
-            x_ptr = tl.where(narrowed, value_ptr, x_ptr)
-            size = tl.where(narrowed, tl.cdiv(count, PAD) * PAD, size)
-
-        if has_top_k:
-            floor = highest_floor(x_ptr, size, floor, top_k, x_max, scale, False, BLOCK)
-            total = amount(x_ptr, size, floor, x_max, scale, True, BLOCK)
-        last_tie = size
-        if top_p < 1.0:
-            limit = tl.maximum(tl.ceil(top_p * total.to(tl.float64)).to(tl.int64), 1)
-            floor = highest_floor(x_ptr, size, floor, limit, x_max, scale, True, BLOCK)
-            next_value = value_of(order_of(floor) + 1)
-            above = amount(x_ptr, size, next_value, x_max, scale, True, BLOCK)
-            # Of equal values the first ones are kept, as many as it takes to reach the limit.
-            tie = tl.maximum(mass_of(floor, x_max, scale), 1)
-            rank = tl.maximum((limit - above - 1) // tie, 0).to(tl.int32)
-            last_tie = nth_equal(x_ptr, size, floor, rank, BLOCK)
+        narrowed = (count > 0) & (count <= CAPACITY)  # none: not tried, or a row of NaN
 
         min_p = tl.load(min_p_ptr + i_row).to(tl.float64)
-        least_mass = tl.ceil(min_p * WHOLE).to(tl.int64)
         typical_p = tl.load(typical_p_ptr + i_row).to(tl.float64)
-        center = tl.full([], 0.0, tl.float32)
-        reach = tl.full([], WIDEST, tl.float32)
-        if typical_p < 1.0:
-            total = kept_total(
-                x_ptr, size, x_max, scale, floor, last_tie, least_mass, center, reach, BLOCK
-            )
-            limit = tl.maximum(tl.ceil(typical_p * total.to(tl.float64)).to(tl.int64), 1)
-            center = mean_distance(x_ptr, size, x_max, scale, floor, last_tie, least_mass, BLOCK)
-            reach = least_reach(
-                x_ptr, size, x_max, scale, floor, last_tie, least_mass, center, limit, BLOCK
-            )
-
         uniform = tl.load(uniform_ptr + i_row).to(tl.float64)
-        next_id = draw(
-            x_ptr,
-            size,
-            x_max,
-            scale,
-            floor,
-            last_tie,
-            least_mass,
-            center,
-            reach,
-            uniform,
-            BLOCK,
-        )
+        # Not one pointer that is chosen: Triton 3.6 cannot compile that for AMD GPUs.
         if narrowed:
-            next_id = tl.load(id_ptr + next_id)
+            size = tl.cdiv(count, PAD) * PAD
+            place = drawn_place(
+                value_ptr, size, x_max, scale, floor, total,
+                top_k, top_p, min_p, typical_p, uniform, has_top_k, BLOCK,
+            )  # fmt: skip
+            next_id = tl.load(id_ptr + place)
+        else:
+            next_id = drawn_place(
+                x_ptr, V, x_max, scale, floor, total,
+                top_k, top_p, min_p, typical_p, uniform, has_top_k, BLOCK,
+            )  # fmt: skip
     tl.store(next_id_ptr + i_row, next_id)
 
 

@@ -20,6 +20,7 @@ from qwell.server.protocol.tools import FunctionSpec
 _HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*"([\w-]+)"\s*,\s*"arguments"\s*:\s*(?=\{)', re.ASCII)
 _LONGEST_HEAD = 256
 _OBJECT_START = re.compile(r"\s*\{")
+_SAY_MORE = {"additionalProperties", "patternProperties", "$ref", "allOf", "anyOf", "oneOf"}
 _TAIL = "}\n"
 _CLOSING = re.compile(r"[\s}]*")
 
@@ -62,10 +63,15 @@ class JsonCalls:
         calls = []
         for function in self._functions:
             head = lark_text(f'\n{{"name": "{function.name}", "arguments": ')
-            schema = {"type": "object", **(function.parameters or {})}
-            arguments = lark_json(schema, strict=bool(function.strict))
+            arguments = lark_json(_closed(function), strict=bool(function.strict))
             calls.append(f"{head} {arguments} {lark_text(_TAIL)}")
         return lark_choice("call", calls)
+
+
+def _closed(function: FunctionSpec) -> dict[str, Any]:
+    """The schema of its arguments: with no more than those declared, if nothing else is said."""
+    schema = {"type": "object", "properties": {}, **(function.parameters or {})}
+    return schema if schema.keys() & _SAY_MORE else {**schema, "additionalProperties": False}
 
 
 def _read_object(source: Source) -> Reader[bool]:

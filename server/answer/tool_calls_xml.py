@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -44,7 +45,8 @@ _END_OF_VALUE = "</parameter>"
 _NAME = re.compile(r"[^<>\n]+")
 # A text ends with the first closing tag, whatever else it is.
 _TEXT_RULE = r"text[lazy]: /(?s:.*)<\/parameter>/"
-_SAYS_ENOUGH = {"type", "anyOf", "enum", "const", "title", "description", "default", "examples"}
+_SAYS_ENOUGH = {"type", "title", "description", "default", "examples"}
+_FEW_VALUES: Mapping[str, list[Any]] = {"null": [None], "boolean": [True, False]}
 # The templates write values of JSON as Python does, and so do models that have learnt from them.
 _PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
 
@@ -169,16 +171,28 @@ def _value_rule(function: FunctionSpec, name: str, types: frozenset[str]) -> str
         definitions = {key: root.get(key, {}) for key in ("$defs", "definitions")}
         value = lark_json({**definitions, **schema}, strict=bool(function.strict))
         return f"{value} {lark_text(end)}"
-    values = schema.get("enum", [schema["const"]] if "const" in schema else None)
-    if values:
+    parts = [resolved(part, root) for part in schema.get("anyOf", [])] or [schema]
+    listed = [_listed(part) for part in parts]
+    if all(values is not None for values in listed):
+        values = [value for values in listed for value in values or ()]
         return f"({' | '.join(lark_text(_written(value) + end) for value in values)})"
-    parts = [schema, *(resolved(part, root) for part in schema.get("anyOf", []))]
-    if function.strict and any(part.keys() - _SAYS_ENOUGH for part in parts):
+    said = {key for part in parts for key in part} | (schema.keys() - {"anyOf"})
+    if function.strict and not said <= _SAYS_ENOUGH:
         raise ValueError(
-            f"{function.name} is strict, but of texts the format of this model can say no more "
-            f"than {', '.join(sorted(_SAYS_ENOUGH))}; the parameter {name!r} has more"
+            f"{function.name} is strict, but the format of this model cannot be held to more than "
+            f"the type and the enum of a text; the parameter {name!r} says more"
         )
     return "text"
+
+
+def _listed(schema: Mapping[str, Any]) -> list[Any] | None:
+    """The values of a schema that has but a few; None where there are more."""
+    if "const" in schema:
+        return [schema["const"]]
+    if isinstance(schema.get("enum"), list):
+        return list(schema["enum"])
+    kind = schema.get("type")
+    return _FEW_VALUES.get(kind) if isinstance(kind, str) else None
 
 
 def _written(value: object) -> str:

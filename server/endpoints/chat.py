@@ -43,6 +43,7 @@ from qwell.server.protocol.common import (
     Usage,
     choice_params,
     includes_usage,
+    is_obfuscated,
     new_id,
     place_of,
     usage,
@@ -104,7 +105,8 @@ async def create_chat_completion(service: Service, request: Request) -> Response
             model=body.model,
             system_fingerprint=fingerprint,
         )
-        return EventStream(generation, _chunks(chunk, generation, parts, includes_usage(body)))
+        chunks = _chunks(chunk, generation, parts, includes_usage(body))
+        return EventStream(generation, chunks, obfuscated=is_obfuscated(body))
     choices = await generation.texts()
     answer = ChatCompletion(
         id=answer_id,

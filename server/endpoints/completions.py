@@ -20,6 +20,7 @@ from qwell.server.protocol.common import (
     Usage,
     choice_params,
     includes_usage,
+    is_obfuscated,
     new_id,
     place_of,
     usage,
@@ -84,7 +85,7 @@ async def create_completion(service: Service, request: Request) -> Response:
     echoes = _echoes(tokenizer, prompts, each) if body.echo else [""] * len(jobs)
     if body.stream:
         chunks = _chunks(answer, generation, echoes, count if includes_usage(body) else None)
-        return EventStream(generation, chunks)
+        return EventStream(generation, chunks, obfuscated=is_obfuscated(body))
     choices = await _whole(generation, echoes, body)
     return JsonResponse(answer(choices=choices, usage=count()))
 

@@ -37,10 +37,6 @@ Priority = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 CacheSalt = Annotated[str, Meta(min_length=1, max_length=256)]
 ChoiceCount = Annotated[int, Meta(ge=1, le=MAX_CHOICES)]
 
-# Fields of OpenAI's that change nothing while they hold one of these values. Anything else asks
-# for something that is not there yet, and is refused by name.
-NEUTRAL_STREAM_OPTIONS: Mapping[str, tuple[object, ...]] = {"include_obfuscation": (None, False)}
-
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
     """`stream_options` of a streamed request."""
@@ -144,18 +140,21 @@ def check_common(request: SamplingRequest) -> None:
     """Checks of both request types that its field types do not express.
 
     Raises:
-        RequestError: an unsupported option, or `stream_options` without `stream`.
+        RequestError: `stream_options` without `stream`.
     """
-    if request.stream_options is not None:
-        if not request.stream:
-            message = "stream_options is only allowed together with stream: true"
-            raise RequestError(message, param="stream_options")
-        refuse_unsupported(request.stream_options, NEUTRAL_STREAM_OPTIONS, "stream_options.")
+    if request.stream_options is not None and not request.stream:
+        message = "stream_options is only allowed together with stream: true"
+        raise RequestError(message, param="stream_options")
 
 
 def includes_usage(request: SamplingRequest) -> bool:
     """Whether a stream is to end with a chunk of token counts."""
     return request.stream_options is not None and bool(request.stream_options.include_usage)
+
+
+def is_obfuscated(request: SamplingRequest) -> bool:
+    """Whether the sizes of a stream's chunks are to tell nothing of the tokens in them."""
+    return request.stream_options is not None and bool(request.stream_options.include_obfuscation)
 
 
 def place_of(request: SamplingRequest) -> tuple[int, str]:

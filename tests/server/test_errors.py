@@ -105,7 +105,7 @@ WRONG = [
     ),
     (
         COMPLETIONS,
-        {"stream": True, "stream_options": {"include_obfuscation": True}},
+        {"stream": True, "stream_options": {"include_obfuscation": "yes"}},
         "stream_options.include_obfuscation",
     ),
     (COMPLETIONS, {"stream": True, "stream_options": {"x": True}}, "stream_options.x"),

@@ -182,11 +182,26 @@ def test_options_of_streams(server: ServerProcess, path: str) -> None:
     assert known == {"include_usage", "include_obfuscation"}
     stream = {**body_of(path, "say:x"), "stream": True}
 
-    taken = {"include_usage": True, "include_obfuscation": False}
-    assert server.post(path, {**stream, "stream_options": taken}).status_code == 200
-    obfuscated = {"include_obfuscation": True}
-    error = error_of(server.post(path, {**stream, "stream_options": obfuscated}), 400)
-    assert error["param"] == "stream_options.include_obfuscation"
+    options = {"include_usage": True, "include_obfuscation": False}
+    plain = pieces(server, path, {**stream, "stream_options": options})
+    assert plain[-1]["usage"]["completion_tokens"] == 2
+    assert not any("obfuscation" in chunk for chunk in plain)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_sizes_of_obfuscated_chunks_tell_nothing(server: ServerProcess, path: str) -> None:
+    body = {**body_of(path, 'say:a"\\é' + "b" * 9), "stream": True}
+    plain = pieces(server, path, body)
+    body["stream_options"] = {"include_obfuscation": True}
+    events = server.post(path, body).text.split("\n\n")[:-2]
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events]
+
+    sizes = {len(event.removeprefix("data: ").encode()) for event in events}
+    assert len(sizes) <= 2
+    assert {size % 256 for size in sizes} == {0}
+    fillings = [chunk.pop("obfuscation") for chunk in chunks]
+    assert len(set(fillings)) == len(chunks) > 10
+    assert [chunk["choices"] for chunk in chunks] == [chunk["choices"] for chunk in plain]
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,14 @@ import re
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 import requests
+from chat_templates import QWEN3, server_of
 from checkpoints import make_checkpoint
 from serving import PATIENCE_S, ServerProcess, error_of
 from tiny_tokenizers import tiny_backend
@@ -133,24 +134,39 @@ def test_requests_do_not_choose_how_templates_render(
     assert str(error["param"]).startswith(next(iter(fields)))
 
 
+HUGE = "(((a{1,9999}){1,9999}){1,9999})"
+
+
+@pytest.fixture(scope="module")
+def with_tools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    with server_of(QWEN3, tmp_path_factory.mktemp("tools")) as running:
+        yield running
+
+
 @pytest.mark.parametrize(
     "schema",
     [
         {"type": "object", "properties": {"a": {"type": "string", "pattern": "(a+)+$["}}},
         {"type": "object", "properties": {"a": {"type": "no such type"}}},
-        {"type": "string", "pattern": "(((a{1,9999}){1,9999}){1,9999})"},
+        {"type": "object", "properties": {"a": {"type": "string", "pattern": HUGE}}},
+        {"type": "string", "pattern": HUGE},
         {"$ref": "#"},
     ],
 )
-def test_a_malformed_tool_schema_costs_no_engine(server: ServerProcess, schema: Any) -> None:
-    worker = server.worker_pid()
-    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
-    body = {"model": "m", "messages": [{"role": "user", "content": "say:x"}], "tools": [tool]}
+def test_a_malformed_tool_schema_costs_no_engine(with_tools: ServerProcess, schema: Any) -> None:
+    worker = with_tools.worker_pid()
+    function = {"name": "f", "parameters": schema}
+    messages = [{"role": "user", "content": "say:x"}]
 
-    assert server.post("/v1/chat/completions", body).status_code in (200, 400)
+    for strict, choice in ((False, "auto"), (False, "required"), (True, "auto")):
+        tool = {"type": "function", "function": {**function, "strict": strict}}
+        body = {"model": "m", "messages": messages, "tools": [tool], "tool_choice": choice}
+        answer = with_tools.post("/v1/chat/completions", body)
+        if answer.status_code != 200:
+            assert str(error_of(answer, 400)["param"]).startswith("tools")
 
-    assert server.worker_pid() == worker
-    assert server.complete("say:hi")["choices"][0]["text"] == "hi"
+    assert with_tools.worker_pid() == worker
+    assert with_tools.complete("say:hi")["choices"][0]["text"] == "hi"
 
 
 def test_a_stopped_engine_holds_up_no_other_route(start_server: StartServer) -> None:

@@ -27,16 +27,18 @@ PARAMETERS = {
         "scale": {"$ref": "#/$defs/scale"},
         "where": {"$ref": "#/$defs/where"},
         "note": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+        "mood": {"anyOf": [{"$ref": "#/$defs/mood"}, {"type": "null"}]},
     },
     "required": ["city", "days"],
     "additionalProperties": False,
     "$defs": {
         "scale": {"enum": ["C", "F"], "type": "string"},
         "where": {"type": "array", "items": {"type": "number"}, "maxItems": 2},
+        "mood": {"const": "fine", "type": "string"},
     },
 }
 WEATHER = FunctionSpec("weather", parameters=PARAMETERS, strict=True)
-NOW = FunctionSpec("now", parameters={"properties": {}, "additionalProperties": False})
+NOW = FunctionSpec("now")
 JSON_CALL = '<tool_call>\n{{"name": "weather", "arguments": {}}}\n</tool_call>'
 JSON_NOW = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
 XML_NOW = "<tool_call>\n<function=now>\n</function>\n</tool_call>"
@@ -94,9 +96,10 @@ def arguments_in(text: str, calls: CallFormat) -> list[Any]:
         ("xml", as_xml(city="", days="2", scale="F"), {"city": "", "days": 2, "scale": "F"}),
         (
             "xml",
-            as_xml(city="5", days="0", where="[1, 2.5]", note="null"),
-            {"city": "5", "days": 0, "where": [1, 2.5], "note": None},
+            as_xml(city="5", days="0", where="[1, 2.5]", note="null", mood="fine"),
+            {"city": "5", "days": 0, "where": [1, 2.5], "note": None, "mood": "fine"},
         ),
+        ("xml", as_xml(city="5", days="0", mood="null"), {"city": "5", "days": 0, "mood": None}),
     ],
 )
 def test_calls_that_fit(form: str, text: str, arguments: dict[str, Any] | None) -> None:
@@ -134,6 +137,7 @@ def test_calls_that_fit(form: str, text: str, arguments: dict[str, Any] | None) 
         ("xml", as_xml(city="", days="two")),
         ("xml", as_xml(city="", days="2", scale="K")),
         ("xml", as_xml(city="", days="2", more="1")),
+        ("xml", as_xml(city="", days="2", mood="bad")),
         ("xml", as_xml(city="", days="2", where="[1, 2, 3]")),
         ("xml", XML_NOW.replace("now", "then")),
         ("xml", XML_NOW.replace("</function>\n", "")),
@@ -175,6 +179,35 @@ def test_calls_or_content_of_a_form() -> None:
         assert caught.value.param == content.param
 
 
+@pytest.mark.parametrize(
+    ("parameters", "more"),
+    [
+        ({"properties": {"a": {"type": "integer"}}}, False),
+        ({"properties": {"a": {}}, "additionalProperties": {"type": "integer"}}, True),
+        ({"anyOf": [{"properties": {"a": {}}, "required": ["a"]}]}, True),
+    ],
+)
+def test_undeclared_arguments_come_only_where_the_schema_says_so(
+    parameters: dict[str, Any], more: bool
+) -> None:
+    functions = [FunctionSpec("weather", parameters=parameters)]
+    calls, use = JsonCalls(functions), ToolUse(functions, must_call=True)
+    assert fits(as_json('{"a": 1}'), calls, use)
+    assert fits(as_json('{"a": 1, "b": 2}'), calls, use) is more
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_function_of_many_optional_parameters(form: str) -> None:
+    properties = {f"p{number}": {"type": "integer"} for number in range(94)}
+    functions = [FunctionSpec("weather", parameters={"properties": properties})]
+    calls, use = FORMATS[form](functions), ToolUse(functions, must_call=True)
+    every = dict.fromkeys(properties, "1")
+    some = dict([*every.items()][::2])
+    for given in ({}, some, every):
+        pairs = ", ".join(f'"{name}": {value}' for name, value in given.items())
+        assert fits(as_json(f"{{{pairs}}}") if form == "json" else as_xml(**given), calls, use)
+
+
 def test_keywords_that_cannot_be_enforced_are_left_out_unless_strict() -> None:
     parameters = {"properties": {"a": {"type": "array", "uniqueItems": True}}, "required": ["a"]}
     lenient = FunctionSpec("weather", parameters=parameters)
@@ -187,11 +220,11 @@ def test_keywords_that_cannot_be_enforced_are_left_out_unless_strict() -> None:
 @pytest.mark.parametrize(
     ("parameters", "strict", "message"),
     [
-        ({"properties": {"a": {"type": "string", "pattern": "x+"}}}, True, "'a' has more"),
+        ({"properties": {"a": {"type": "string", "pattern": "x+"}}}, True, "'a' says more"),
         (
             {"properties": {"a": {"anyOf": [{"type": "string", "format": "date"}]}}},
             True,
-            "has more",
+            "says more",
         ),
         ({"properties": {"a\n": {"type": "string"}}}, False, "cannot be written"),
         ({"properties": {}, "required": [">"]}, False, "cannot be written"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from qwell.runtime.llm import LLM
 from qwell.runtime.loader import LoadedModel, load_model
 from qwell.runtime.messages import FinishReason
 from qwell.runtime.sampling_params import SamplingParams
+from qwell.runtime.sequence import Sequence
 from qwell.runtime.thinking import Thinking
 from qwell.runtime.tokenizer import Tokenizer
 
@@ -210,7 +211,59 @@ def test_tokens_do_not_depend_on_neighbours_preemption_or_overlap(
 ) -> None:
     alone = {name: run(engine, {name: params}).ids[name] for name, params in mixed().items()}
     assert run(engine, mixed()).ids == alone
-    assert run(Engine(model, options, overlap=True), mixed()).ids == alone
+    overlapping = Engine(model, options, overlap=True)
+    assert run(overlapping, mixed()).ids == alone
+    # Nor are they late: ids of the last step are waited for while the next one is computed.
+    before = overlapping.stats.steps
+    run(overlapping, mixed())
+    assert overlapping.stats.steps - before <= max(map(len, alone.values())) + 2
+
+
+class Recalls:
+    """Guesses what an earlier run has given; every `wrong`-th token of a text otherwise."""
+
+    def __init__(self, texts: dict[str, list[int]], wrong: int) -> None:
+        self._texts = texts
+        self._wrong = wrong
+
+    def propose(self, wanted: Mapping[Sequence, int]) -> dict[Sequence, list[int]]:
+        drafts = {}
+        for sequence, count in wanted.items():
+            if sequence.request_id not in self._texts:
+                continue
+            text, place = self._texts[sequence.request_id], sequence.num_generated
+            guess = enumerate(text[place : place + count], place + 1)
+            drafts[sequence] = [i if at % self._wrong else (i + 1) % VOCAB for at, i in guess]
+        return drafts
+
+    def forget(self, sequence: Sequence) -> None:
+        pass
+
+
+@pytest.mark.parametrize("wrong", [3, 5, 1000])
+def test_guesses_change_no_token(
+    model: LoadedModel, options: EngineOptions, engine: Engine, wrong: int
+) -> None:
+    stuck = SamplingParams(max_tokens=20, seed=1, bad_token_ids=(ord("x"),))
+    requests = {
+        **mixed(),
+        "stuck": replace(stuck, grammar=Grammar("regex", "[ab]{6}x")),
+        "complete": replace(stuck, grammar=Grammar("regex", "[ab]{8}"), ignore_eos=True),
+    }
+    plain = run(engine, requests)
+    ticks = iter(range(10**9))
+    # By this clock a step takes as long with guesses as without.
+    guessing = Engine(
+        model, options, drafter=Recalls(plain.ids, wrong), clock=lambda: float(next(ticks))
+    )
+    run(guessing, {"first": stuck})
+    for name in ("1", "2", "3", "6", "7", "stuck", "complete"):
+        # Few enough beside each other that guesses pay.
+        guessed = run(guessing, {other: requests[other] for other in {name, "0"}})
+        assert guessed.ids == {other: plain.ids[other] for other in guessed.ids}
+        assert guessed.reasons.get(name) == plain.reasons.get(name)
+        assert guessed.errors.get(name) == plain.errors.get(name)
+    assert guessing.stats.accepted_tokens > 20
 
 
 def test_preempted_sequences_keep_their_place_in_the_grammar(

@@ -56,6 +56,15 @@ def test_control_tokens_are_parsed_only_when_asked() -> None:
     assert TINY.decode(plain) == typed
 
 
+def test_marks_in_answers_are_text_even_as_control_tokens() -> None:
+    backend = tiny_backend()
+    backend.add_special_tokens(["<think>", "</think>", "<|fim_pad|>"])
+    tokenizer = Tokenizer(backend)
+    ids = tokenizer.encode("<think>a</think><|fim_pad|><tool_call>")
+    assert len(ids) == 5
+    assert tokenizer.decode(ids) == "<think>a</think><tool_call>"
+
+
 @example("e\u0301")
 @given(any_text)
 def test_text_survives_the_way_there_and_back(text: str) -> None:
