@@ -141,6 +141,11 @@ def test_a_stop_id_ends_a_complete_text(engine: Engine) -> None:
     assert reason == "stop"
 
 
+def test_a_stop_id_within_a_text_cuts_it_off(engine: Engine) -> None:
+    text, reason = one(engine, AB, stop_token_ids=(ord("a"),), logit_bias={ord("a"): 100.0})
+    assert (text, reason) == ("a", "stop")
+
+
 def test_bans_and_biases_act_within_the_grammar(engine: Engine) -> None:
     assert one(engine, AB, bad_token_ids=(ord("a"), 256, 257, 258))[0].strip("b") == ""
     assert one(engine, AB, allowed_token_ids=(ord("a"), IM_END))[0].strip("a") == ""
