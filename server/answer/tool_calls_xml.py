@@ -40,6 +40,8 @@ from qwell.server.protocol.tools import FunctionSpec
 _START = "<function="
 _HEAD = re.compile(r"\s*<function=([\w-]+)>", re.ASCII)
 _NEXT = re.compile(r"\s*(?:<parameter=([^<>\n]+)>|</function>)")
+_PARAMETER = "<parameter="
+_CUT_PARAMETER = re.compile(r"<parameter=[^<>\n]*")
 _LONGEST_TAG = 256
 _END_OF_VALUE = "</parameter>"
 _NAME = re.compile(r"[^<>\n]+")
@@ -87,6 +89,9 @@ class XmlCalls:
             before = ", "
             if not (yield from _read_value(source, types.of(name))):
                 break
+        else:
+            if source.ended and _is_cut_off(source.rest.lstrip()):
+                source.take(len(source.rest))
         return True
 
     def grammar(self) -> str:
@@ -106,6 +111,13 @@ def _read_tag(source: Source, tag: re.Pattern[str], start: str) -> Reader[re.Mat
         if source.ended or len(source.rest) >= _LONGEST_TAG or not is_open:
             return None
         yield None
+
+
+def _is_cut_off(text: str) -> bool:
+    """Whether it may be the beginning of a tag within a call."""
+    if any(tag.startswith(text) for tag in (_PARAMETER, "</function>")):
+        return True
+    return _CUT_PARAMETER.fullmatch(text) is not None
 
 
 def _read_value(source: Source, types: frozenset[str]) -> Reader[bool]:
