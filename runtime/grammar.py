@@ -104,6 +104,12 @@ def llguidance_text(grammar: Grammar) -> str:
     return LLMatcher.grammar_from_lark(grammar.text)
 
 
+def lark_text(text: str) -> str:
+    """What stands for this very text in llguidance's dialect of Lark."""
+    # JSON lets DEL stand as it is, Lark does not.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", r"\u007f")
+
+
 def _lark_texts(text: str) -> list[str]:
     try:
         choices = json.loads(text)
@@ -111,7 +117,7 @@ def _lark_texts(text: str) -> list[str]:
         raise ValueError("choices are texts, not nested lists") from error
     if not isinstance(choices, list) or not choices or not all(isinstance(c, str) for c in choices):
         raise ValueError("choices are a list of at least one text")
-    return [json.dumps(choice, ensure_ascii=False) for choice in choices]
+    return [lark_text(choice) for choice in choices]
 
 
 def error_of(message: str) -> str:

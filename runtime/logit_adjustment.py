@@ -86,7 +86,9 @@ class LogitAdjustment:
 
     def _bias(self, token_id: int, bias: float) -> None:
         if self._lists(token_id):
-            self._biases[self._place(token_id)] += bias
+            # First: it may put a longer array in the place of `_biases`.
+            place = self._place(token_id)
+            self._biases[place] += bias
 
     def _place(self, token_id: int) -> int:
         """Where an id is listed; it is put at the end if it is not yet."""

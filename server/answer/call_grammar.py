@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 
 from qwell.runtime.errors import RequestError
-from qwell.runtime.grammar import Grammar
-from qwell.server.answer.lark import lark_json, lark_text
+from qwell.runtime.grammar import Grammar, lark_text
+from qwell.server.answer.lark import lark_json
 from qwell.server.answer.tool_calls import CLOSE, OPEN, CallFormat
 from qwell.server.protocol.structured_outputs import RequestedGrammar
 from qwell.server.protocol.tools import ToolUse
@@ -28,9 +28,18 @@ def call_grammar(
     """
     if content is None and not tools.must_call and not any(f.strict for f in tools.functions):
         return None
-    if content is not None and (tools.must_call or content.grammar.kind != "json_schema"):
-        message = f"{content.param} cannot be combined with {tools.param} in this way"
-        raise RequestError(message, param=content.param)
+    if content is not None and tools.must_call:
+        raise RequestError(
+            f"{tools.choice_param} asks for a call, so that there is no text for {content.param} "
+            "to be about; leave one out",
+            param=content.param,
+        )
+    if content is not None and content.grammar.kind != "json_schema":
+        raise RequestError(
+            f"beside {tools.param} that may be called a text can be held to a JSON schema alone, "
+            f"which {content.param} is not; give one, or {tools.choice_param} none",
+            param=content.param,
+        )
     try:
         rules = calls.grammar()
     except ValueError as error:

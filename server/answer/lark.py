@@ -11,11 +11,6 @@ _STRICT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator"
 _LENIENT = {**_STRICT, "lenient": True}
 
 
-def lark_text(text: str) -> str:
-    """This very text."""
-    return json.dumps(text, ensure_ascii=False)
-
-
 def lark_json(schema: Mapping[str, Any], *, strict: bool) -> str:
     """JSON of this schema; unless `strict`, keywords that cannot be enforced are left out."""
     options = _STRICT if strict else _LENIENT

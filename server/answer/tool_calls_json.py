@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 
-from qwell.server.answer.lark import lark_choice, lark_json, lark_text
+from qwell.runtime.grammar import lark_text
+from qwell.server.answer.lark import lark_choice, lark_json
 from qwell.server.answer.reading import CallArguments, CallBegin, CallEnd, Reader, Source
 from qwell.server.answer.tool_calls import CLOSE, OPEN
 from qwell.server.protocol.tools import FunctionSpec

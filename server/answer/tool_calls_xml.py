@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from qwell.runtime.grammar import lark_text
 from qwell.server.answer.json_types import (
     TEXT_ONLY,
     ParameterTypes,
@@ -25,7 +26,7 @@ from qwell.server.answer.json_types import (
     parameter_types,
     resolved,
 )
-from qwell.server.answer.lark import lark_choice, lark_json, lark_text
+from qwell.server.answer.lark import lark_choice, lark_json
 from qwell.server.answer.reading import (
     CallArguments,
     CallBegin,
@@ -39,6 +40,8 @@ from qwell.server.protocol.tools import FunctionSpec
 _START = "<function="
 _HEAD = re.compile(r"\s*<function=([\w-]+)>", re.ASCII)
 _NEXT = re.compile(r"\s*(?:<parameter=([^<>\n]+)>|</function>)")
+_PARAMETER = "<parameter="
+_CUT_PARAMETER = re.compile(r"<parameter=[^<>\n]*")
 _LONGEST_TAG = 256
 _END_OF_VALUE = "</parameter>"
 _NAME = re.compile(r"[^<>\n]+")
@@ -86,6 +89,9 @@ class XmlCalls:
             before = ", "
             if not (yield from _read_value(source, types.of(name))):
                 break
+        else:
+            if source.ended and _is_cut_off(source.rest.lstrip()):
+                source.take(len(source.rest))
         return True
 
     def grammar(self) -> str:
@@ -105,6 +111,13 @@ def _read_tag(source: Source, tag: re.Pattern[str], start: str) -> Reader[re.Mat
         if source.ended or len(source.rest) >= _LONGEST_TAG or not is_open:
             return None
         yield None
+
+
+def _is_cut_off(text: str) -> bool:
+    """Whether it may be the beginning of a tag within a call."""
+    if any(tag.startswith(text) for tag in (_PARAMETER, "</function>")):
+        return True
+    return _CUT_PARAMETER.fullmatch(text) is not None
 
 
 def _read_value(source: Source, types: frozenset[str]) -> Reader[bool]:

@@ -61,12 +61,16 @@ _TAIL_TOKENS = 16
 
 @dataclass(frozen=True)
 class _Prompt:
-    """A conversation as the model sees it, and what its answer will look like or has to."""
+    """A conversation as the model sees it, and what its answer will look like or has to.
+
+    The answer is held to the last of `grammars`; one before it is a part of that, which a fault
+    is to be blamed on.
+    """
 
     ids: list[int]
     form: AnswerForm
     legacy: bool
-    grammar: RequestedGrammar | None
+    grammars: list[RequestedGrammar]
     thinking: Thinking | None
 
 
@@ -78,15 +82,15 @@ async def create_chat_completion(service: Service, request: Request) -> Response
     check_chat(body)
     prompt = await asyncio.to_thread(_prompt, body, service.text)
     logprobs = requested_logprobs(body)
-    if prompt.grammar is not None:
-        await service.grammars.check(*prompt.grammar)
+    for grammar in prompt.grammars:
+        await service.grammars.check(*grammar)
     params = choice_params(
         body,
         service.text.defaults,
         _max_tokens(body, prompt.ids, info),
         info.vocab_size,
         logprobs=logprobs,
-        grammar=None if prompt.grammar is None else prompt.grammar.grammar,
+        grammar=prompt.grammars[-1].grammar if prompt.grammars else None,
         thinking=prompt.thinking,
     )
 
@@ -139,9 +143,10 @@ def _prompt(request: ChatRequest, text: TextSide) -> _Prompt:
         )
     tools = requested_tools(request)
     calls = call_format(template, tools)
-    grammar = requested_grammar(request.structured_outputs, request.response_format)
-    if calls is not None:
-        grammar = call_grammar(calls, tools, grammar)
+    content = requested_grammar(request.structured_outputs, request.response_format)
+    grammar = content if calls is None else call_grammar(calls, tools, content)
+    # The same one twice is remembered.
+    grammars = [wanted for wanted in (content, grammar) if wanted is not None]
     ids = template.encode(
         template_messages(request.messages, template.source),
         text.tokenizer,
@@ -160,7 +165,7 @@ def _prompt(request: ChatRequest, text: TextSide) -> _Prompt:
         calls=calls,
         one_call=tools.one_call,
     )
-    return _Prompt(ids, form, tools.legacy, grammar, thinking)
+    return _Prompt(ids, form, tools.legacy, grammars, thinking)
 
 
 def _max_tokens(request: ChatRequest, prompt_ids: list[int], info: EngineInfo) -> int:

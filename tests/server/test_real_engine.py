@@ -65,6 +65,18 @@ def test_same_seed_same_text_alone_or_among_others(tiny: ServerProcess) -> None:
     assert len({tuple(text) for text in alone}) > 1
 
 
+def test_as_many_biases_and_bans_as_there_are_bytes(tiny: ServerProcess) -> None:
+    biases = {str(token_id): 1 for token_id in range(256)}
+    biases[str(ord("x"))] = 100
+    banned = [token_id for token_id in range(256) if token_id != ord("x")]
+
+    (text,) = texts(
+        tiny, "abc", max_tokens=3, min_tokens=3, logit_bias=biases, bad_token_ids=banned
+    )
+
+    assert text == "xxx"
+
+
 def test_first_choice_of_many_is_that_of_one(tiny: ServerProcess) -> None:
     (one,) = texts(tiny, "abc", seed=3, max_tokens=16)
     three = texts(tiny, "abc", seed=3, max_tokens=16, n=3)

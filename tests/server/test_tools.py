@@ -433,6 +433,15 @@ REFUSED = [
         "response_format",
     ),
     ({"structured_outputs": {"regex": "a+"}}, "structured_outputs.regex"),
+    (
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "x", "schema": {"type": "x"}},
+            }
+        },
+        "response_format.json_schema.schema",
+    ),
     (tools_of(strict=True, parameters={"properties": {"a": {"uniqueItems": True}}}), "tools"),
     (tools_of(strict=True, parameters={"properties": {"a": {"$ref": "#/x"}}}), "tools"),
     ({"tools": None, "functions": [CLOCK, CLOCK]}, "functions[1].name"),

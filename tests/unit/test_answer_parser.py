@@ -237,6 +237,17 @@ def test_values_that_only_a_general_schema_declares() -> None:
     assert parse(XML, [block]).calls == (Call("now", '{"x": 5}'),)
 
 
+@pytest.mark.parametrize(
+    "tag", ["", "\n", "\n<", "\n<param", "\n<parameter=", "\n<parameter=ci", "</func"]
+)
+def test_a_tag_that_is_cut_off_is_no_content(tag: str) -> None:
+    for before in ("", "<parameter=days>5</parameter>"):
+        answer = parse(XML, [f"</think><tool_call>\n<function=weather>{before}{tag}"])
+        assert answer.content == ""
+        assert [call.name for call in answer.calls] == ["weather"]
+    assert parse(XML, ["</think><tool_call><function=now>\n<b"]).content == "\n<b"
+
+
 def test_schemas_that_go_in_circles() -> None:
     schema = {
         "properties": {"a": {"$ref": "#/$defs/a"}, "b": {"$ref": "#/$defs/none"}},

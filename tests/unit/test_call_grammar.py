@@ -168,11 +168,13 @@ def test_calls_or_content_of_a_form() -> None:
     assert fits(JSON_NOW, calls, use, form)
     assert not fits('{"a": "b"}', calls, use, form)
     assert not fits("Hm.", calls, use, form)
-    for content, tools in (
-        (form, ToolUse([NOW], must_call=True)),
-        (RequestedGrammar(Grammar("regex", "a+"), "structured_outputs.regex"), use),
+    pattern = RequestedGrammar(Grammar("regex", "a+"), "structured_outputs.regex")
+    for content, tools, advice in (
+        (form, ToolUse([NOW], must_call=True), "tool_choice asks for a call.* leave one out"),
+        (pattern, use, "JSON schema.* or tool_choice none"),
+        (pattern, ToolUse([NOW], legacy=True), "JSON schema.* or function_call none"),
     ):
-        with pytest.raises(RequestError, match="cannot be combined") as caught:
+        with pytest.raises(RequestError, match=advice) as caught:
             call_grammar(calls, tools, content)
         assert caught.value.param == content.param
 

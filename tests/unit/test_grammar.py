@@ -105,6 +105,7 @@ def one(engine: Engine, grammar: Grammar | None, **values: Any) -> tuple[str, Fi
         (AB, "[ab]{3,5}"),
         (Grammar("regex", "你好|[0-9]{4}"), "你好|[0-9]{4}"),
         (Grammar.choice(['say "hi"\n', "é😀", "back\\slash"]), 'say "hi"\n|é😀|back\\\\slash'),
+        (Grammar.choice(["a\x7fb\0\x85\u2028"]), "a\x7fb\0\x85\u2028"),
         (Grammar("lark", 'start: item ("," item)~3\nitem: /[xy]/'), "[xy](,[xy]){3}"),
         (Grammar("json_schema", '{"const": {"a": 1}}'), r'\{\s*"a"\s*:\s*1\s*\}'),
         (Grammar("gbnf", 'root ::= "n" num\n\nnum ::= [0-9]{2}'), "n[0-9]{2}"),
@@ -138,6 +139,11 @@ def test_a_stop_id_ends_a_complete_text(engine: Engine) -> None:
     text, reason = one(engine, AB, ignore_eos=True, stop_token_ids=(7,), logit_bias={7: 100.0})
     assert re.fullmatch("[ab]{3,4}\x07", text)
     assert reason == "stop"
+
+
+def test_a_stop_id_within_a_text_cuts_it_off(engine: Engine) -> None:
+    text, reason = one(engine, AB, stop_token_ids=(ord("a"),), logit_bias={ord("a"): 100.0})
+    assert (text, reason) == ("a", "stop")
 
 
 def test_bans_and_biases_act_within_the_grammar(engine: Engine) -> None:

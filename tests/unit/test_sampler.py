@@ -88,6 +88,23 @@ def test_biases_and_bans_decide_which_id_is_likely(settings: dict[str, Any], exp
     assert draws(1, temperature=0.0, **settings) == [expected]
 
 
+@pytest.mark.parametrize("count", [16, 17, 40])
+def test_any_number_of_ids_may_be_biased_and_banned(count: int) -> None:
+    logits = torch.arange(128.0) / 2
+    biased = dict.fromkeys(range(count), 80.0)
+    upper_half = tuple(range(count // 2, count))
+
+    def likeliest(**settings: Any) -> int:
+        params = SamplingParams(temperature=0.0, **settings)
+        (token_id,) = sample(logits.repeat(1, 1), [Sequence("a", [0], 1, params, seed=0)])
+        return token_id
+
+    assert likeliest(logit_bias=biased) == count - 1
+    assert likeliest(bad_token_ids=tuple(range(128 - count, 128))) == 127 - count
+    assert likeliest(logit_bias=biased, bad_token_ids=upper_half) == count // 2 - 1
+    assert likeliest(allowed_token_ids=tuple(biased), bad_token_ids=upper_half) == count // 2 - 1
+
+
 @pytest.mark.parametrize(
     ("generated", "settings", "expected"),
     [
