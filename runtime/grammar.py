@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from qwell.runtime.errors import RequestError
 
@@ -101,6 +101,9 @@ def llguidance_text(grammar: Grammar) -> str:
         # Blank lines mean nothing, but take the translator time by the square of their number.
         lines = [line for line in grammar.text.splitlines() if line.strip()]
         return grammar_from("gbnf", "\n".join(lines))
+    if grammar.kind != "lark":
+        kinds = ", ".join(get_args(GrammarKind))
+        raise ValueError(f"its kind is {grammar.kind!r}; there are {kinds}")
     return LLMatcher.grammar_from_lark(grammar.text)
 
 

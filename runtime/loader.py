@@ -239,7 +239,8 @@ def _pool_blocks(
     if tokens < least:
         raise EngineStartError(
             f"the KV cache has room for {tokens} tokens, at least {least} are needed; "
-            "free memory, raise kv_cache_tokens or lower max_model_len"
+            "free memory, raise kv_cache_tokens (--kv-cache-tokens) or lower max_model_len "
+            "(--max-model-len)"
         )
     return blocks_for(tokens)
 

@@ -338,6 +338,7 @@ def test_json_validates_against_its_schema(
 @pytest.mark.parametrize(
     ("grammar", "message"),
     [
+        pytest.param(Grammar("ebnf", "a"), "there are json_schema", id="unknown kind"),
         pytest.param(Grammar("regex", "(a"), "unclosed group", id="bad regex"),
         pytest.param(Grammar("regex", "(?=a)b"), "look-around", id="look-around"),
         pytest.param(Grammar("lark", "start: nowhere"), "nowhere", id="unknown rule"),
