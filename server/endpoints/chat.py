@@ -143,7 +143,7 @@ def _prompt(request: ChatRequest, text: TextSide) -> _Prompt:
         )
     tools = requested_tools(request)
     calls = call_format(template, tools)
-    content = requested_grammar(request.structured_outputs, request.response_format)
+    content = requested_grammar(request, request.response_format)
     grammar = content if calls is None else call_grammar(calls, tools, content)
     # The same one twice is remembered.
     grammars = [wanted for wanted in (content, grammar) if wanted is not None]

@@ -50,7 +50,7 @@ async def create_completion(service: Service, request: Request) -> Response:
     service.check_model(body.model)
     check_completion(body)
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
-    grammar = requested_grammar(body.structured_outputs)
+    grammar = requested_grammar(body)
     if grammar is not None:
         await service.grammars.check(*grammar)
     each = computed_choices(body)

@@ -20,7 +20,7 @@ from qwell.runtime.sampling_params import (
     check_token_ids,
 )
 from qwell.runtime.thinking import Thinking
-from qwell.server.protocol.structured_outputs import StructuredOutputs
+from qwell.server.protocol.structured_outputs import StructuredRequest
 
 T = TypeVar("T")
 
@@ -45,11 +45,11 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
     include_obfuscation: bool | None = None
 
 
-class SamplingRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class SamplingRequest(StructuredRequest, kw_only=True):
     """The fields of both request types. Beyond OpenAI's: `top_k`, `min_p`, `typical_p`,
     `repetition_penalty`, `allowed_token_ids`, `bad_token_ids`, `min_tokens`, `stop_token_ids`,
     `include_stop_str_in_output`, `ignore_eos`, `priority`, `cache_salt`, `return_token_ids`
-    and `structured_outputs`."""
+    and those of `StructuredRequest`."""
 
     model: str
     max_tokens: Count | None = None
@@ -76,7 +76,6 @@ class SamplingRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     user: str | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
-    structured_outputs: StructuredOutputs | None = None
     logit_bias: Annotated[dict[str, float], Meta(max_length=MAX_BIASES)] | None = None
 
 

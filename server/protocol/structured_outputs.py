@@ -30,14 +30,29 @@ class ResponseFormat(msgspec.Struct, forbid_unknown_fields=True):
     json_schema: JsonSchemaFormat | None = None
 
 
+Schema = dict[str, Any] | str  # or its text
+Choices = Annotated[list[str], Meta(min_length=1)]
+
+
 class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True):
     """`structured_outputs`; exactly one field is given. `grammar` is Lark, or GBNF."""
 
-    json: dict[str, Any] | None = None
+    json: Schema | None = None
     regex: str | None = None
-    choice: Annotated[list[str], Meta(min_length=1)] | None = None
+    choice: Choices | None = None
     grammar: str | None = None
     json_object: bool | None = None
+
+
+class StructuredRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The fields of both request types that say what the text must be: vLLM's, of which `guided_*`
+    are its older names, which many programs still send."""
+
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: Schema | None = None
+    guided_regex: str | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: str | None = None
 
 
 class RequestedGrammar(NamedTuple):
@@ -48,46 +63,64 @@ class RequestedGrammar(NamedTuple):
 
 
 def requested_grammar(
-    structured_outputs: StructuredOutputs | None, response_format: ResponseFormat | None = None
+    request: StructuredRequest, response_format: ResponseFormat | None = None
 ) -> RequestedGrammar | None:
     """What the text must match; None where it may be anything. Whether it can be used is not seen.
 
     Raises:
         RequestError: the fields contradict each other, or leave out what is needed.
     """
-    formatted = None if response_format is None else _of_format(response_format)
-    if structured_outputs is None:
-        return formatted
-    if formatted is not None:
+    older = StructuredOutputs(
+        json=request.guided_json,
+        regex=request.guided_regex,
+        choice=request.guided_choice,
+        grammar=request.guided_grammar,
+    )
+    wanted = [
+        *_of_format(response_format or ResponseFormat("text")),
+        *_of_outputs(request.structured_outputs),
+        *_each(older, "guided_"),
+    ]
+    if len(wanted) > 1:
+        first, second = (each.param.split(".")[0] for each in wanted[:2])
         raise RequestError(
-            "response_format and structured_outputs both say what the text must be; give one",
-            param="structured_outputs",
+            f"{first} and {second} both say what the text must be; give one", param=second
         )
-    return _of_outputs(structured_outputs)
+    return wanted[0] if wanted else None
 
 
-def _of_format(wanted: ResponseFormat) -> RequestedGrammar | None:
+def _of_format(wanted: ResponseFormat) -> list[RequestedGrammar]:
     if wanted.json_schema is not None and wanted.type != "json_schema":
         raise RequestError(
             f"response_format.json_schema is only allowed with type json_schema, not {wanted.type}",
             param="response_format.json_schema",
         )
     if wanted.type == "text":
-        return None
+        return []
     if wanted.type == "json_object":
-        return RequestedGrammar(ANY_JSON_OBJECT, "response_format")
+        return [RequestedGrammar(ANY_JSON_OBJECT, "response_format")]
     if wanted.json_schema is None:
         raise RequestError(
             "response_format of type json_schema must have a json_schema",
             param="response_format.json_schema",
         )
-    schema = wanted.json_schema.schema
-    return RequestedGrammar(
-        _json_schema({} if schema is None else schema), "response_format.json_schema.schema"
-    )
+    grammar = _json_schema(wanted.json_schema.schema or {})
+    return [RequestedGrammar(grammar, "response_format.json_schema.schema")]
 
 
-def _of_outputs(wanted: StructuredOutputs) -> RequestedGrammar:
+def _of_outputs(wanted: StructuredOutputs | None) -> list[RequestedGrammar]:
+    if wanted is None:
+        return []
+    given = _each(wanted, "structured_outputs.")
+    if len(given) != 1:
+        raise RequestError(
+            f"structured_outputs must have exactly one of {', '.join(wanted.__struct_fields__)}",
+            param="structured_outputs",
+        )
+    return given
+
+
+def _each(wanted: StructuredOutputs, prefix: str) -> list[RequestedGrammar]:
     grammars = {
         "json": None if wanted.json is None else _json_schema(wanted.json),
         "regex": None if wanted.regex is None else Grammar("regex", wanted.regex),
@@ -95,18 +128,16 @@ def _of_outputs(wanted: StructuredOutputs) -> RequestedGrammar:
         "grammar": None if wanted.grammar is None else _lark_or_gbnf(wanted.grammar),
         "json_object": ANY_JSON_OBJECT if wanted.json_object else None,
     }
-    given = [(grammar, name) for name, grammar in grammars.items() if grammar is not None]
-    if len(given) != 1:
-        raise RequestError(
-            f"structured_outputs must have exactly one of {', '.join(grammars)}",
-            param="structured_outputs",
-        )
-    [(grammar, name)] = given
-    return RequestedGrammar(grammar, f"structured_outputs.{name}")
+    return [
+        RequestedGrammar(grammar, prefix + name)
+        for name, grammar in grammars.items()
+        if grammar is not None
+    ]
 
 
-def _json_schema(schema: dict[str, Any]) -> Grammar:
-    return Grammar("json_schema", msgspec.json.encode(schema).decode())
+def _json_schema(schema: Schema) -> Grammar:
+    text = schema if isinstance(schema, str) else msgspec.json.encode(schema).decode()
+    return Grammar("json_schema", text)
 
 
 def _lark_or_gbnf(text: str) -> Grammar:

@@ -113,8 +113,10 @@ def test_json_objects(real: ServerProcess) -> None:
     }
     wanted = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
     assert isinstance(json.loads(content(real, response_format=wanted))["a"], bool)
-    outputs = {"json": schema}
-    assert isinstance(json.loads(content(real, structured_outputs=outputs))["a"], bool)
+    for same in (schema, json.dumps(schema)):
+        outputs = {"json": same}
+        assert isinstance(json.loads(content(real, structured_outputs=outputs))["a"], bool)
+        assert isinstance(json.loads(content(real, guided_json=same))["a"], bool)
     # Of all objects the shortest comes first where nothing but the form is liked.
     likes = {"logit_bias": {str(ord("{")): 90, str(ord("}")): 100}}
     assert json.loads(content(real, response_format={"type": "json_object"}, **likes)) == {}
@@ -139,6 +141,8 @@ def test_both_endpoints_take_structured_outputs(
     for choice in answer["choices"]:
         assert re.fullmatch(pattern, choice["text"])
         assert choice["finish_reason"] == "stop"
+    older = {f"guided_{name}": value for name, value in outputs.items()}
+    assert re.fullmatch(pattern, real.complete("abc", **older)["choices"][0]["text"])
 
 
 def test_a_stream_is_the_plain_answer(ai: openai.OpenAI) -> None:
@@ -232,7 +236,11 @@ FAULTS: list[tuple[dict[str, Any], str, str]] = [
     ({"structured_outputs": {"grammar": "start: b"}}, "structured_outputs.grammar", "unknown name"),
     ({"structured_outputs": {"choice": []}}, "structured_outputs.choice", "length"),
     ({"structured_outputs": {"structural_tag": "{}"}}, "structured_outputs.structural_tag", ""),
-    ({"guided_regex": "a"}, "guided_regex", ""),
+    ({"guided_regex": "a", **AB}, "guided_regex", "give one"),
+    ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_choice", "give one"),
+    ({"guided_regex": "(a"}, "guided_regex", "unclosed group"),
+    ({"guided_json": "{"}, "guided_json", "cannot be used"),
+    ({"guided_decoding_backend": "auto"}, "guided_decoding_backend", ""),
 ]
 
 
