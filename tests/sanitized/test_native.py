@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 
 # To compile every kernel for every instruction set takes two cores minutes.
 pytestmark = pytest.mark.timeout(900)
