@@ -10,26 +10,21 @@ from typing import Any
 import openai
 import pytest
 from chat_templates import QWEN2_5, QWEN3, QWEN3_5, server_of
-from checkpoints import make_checkpoint
 from serving import ServerProcess, error_of
-from tiny_tokenizers import TOOL_CALL, tiny_backend
-
-CHAT = "/v1/chat/completions"
-WEATHER = {
-    "name": "get_weather",
-    "description": "The weather of a city: °C & <real>",
-    "parameters": {
-        "type": "object",
-        "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
-        "required": ["city"],
-    },
-}
-CLOCK = {"name": "clock"}
-TOOLS = [{"type": "function", "function": function} for function in (WEATHER, CLOCK)]
-TWO_CALLS = (
-    'Let me look.\n<tool_call>\n{"name": "get_weather", "arguments": {"city": "Köln 👍"}}\n'
-    '</tool_call>\n<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>'
+from tool_requests import (
+    CHAT,
+    CLOCK,
+    TOOLS,
+    TWO_CALLS,
+    WEATHER,
+    answered,
+    call,
+    called,
+    choice_of,
+    result,
+    say,
 )
+
 XML_CALL = (
     "Hm.\n</think>\n\n<tool_call>\n<function=get_weather>\n<parameter=city>\nKöln\n</parameter>\n"
     "<parameter=days>\n3\n</parameter>\n</function>\n</tool_call>"
@@ -52,26 +47,6 @@ def qwen3_5(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]
 def json_client(qwen3: ServerProcess) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{qwen3.url}/v1", api_key="none", max_retries=0) as client:
         yield client
-
-
-def say(text: str, **fields: Any) -> dict[str, Any]:
-    messages = [{"role": "user", "content": f"say:{text}"}]
-    return {"model": "m", "messages": messages, "tools": TOOLS, **fields}
-
-
-def answered(server: ServerProcess, body: dict[str, Any]) -> dict[str, Any]:
-    answer = server.post(CHAT, body)
-    assert answer.status_code == 200, answer.text
-    return dict(answer.json())
-
-
-def choice_of(server: ServerProcess, body: dict[str, Any]) -> dict[str, Any]:
-    return dict(answered(server, body)["choices"][0])
-
-
-def called(message: dict[str, Any]) -> list[tuple[str, Any]]:
-    functions = [call["function"] for call in message.get("tool_calls", [])]
-    return [(function["name"], json.loads(function["arguments"])) for function in functions]
 
 
 def test_calls_with_text_before_them(json_client: openai.OpenAI) -> None:
@@ -107,14 +82,14 @@ def test_streamed_calls_add_up_to_the_same(
     deltas = [chunk.choices[0].delta for chunk in chunks]
     assert "".join(delta.content or "" for delta in deltas) == "Let me look."
     parts = [part for delta in deltas for part in delta.tool_calls or []]
-    for index, call in enumerate(choice_of(qwen3, say(TWO_CALLS))["message"]["tool_calls"]):
+    for index, whole in enumerate(choice_of(qwen3, say(TWO_CALLS))["message"]["tool_calls"]):
         first, *others = [part for part in parts if part.index == index]
         assert first.id
-        assert (first.type, first.function.name) == ("function", call["function"]["name"])
+        assert (first.type, first.function.name) == ("function", whole["function"]["name"])
         assert first.function.arguments == ""
         assert {(part.id, part.type, part.function.name) for part in others} == {(None, None, None)}
         arguments = "".join(part.function.arguments for part in others)
-        assert arguments == call["function"]["arguments"]
+        assert arguments == whole["function"]["arguments"]
     assert sum(part.index == 0 for part in parts) > 3  # not all at once
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
 
@@ -249,15 +224,6 @@ class TestOlderForm:
         assert older == newer
 
 
-def call(identity: str, arguments: str = "{}", name: str = "clock") -> dict[str, Any]:
-    function = {"name": name, "arguments": arguments}
-    return {"id": identity, "type": "function", "function": function}
-
-
-def result(identity: str, content: str) -> dict[str, Any]:
-    return {"role": "tool", "tool_call_id": identity, "content": content}
-
-
 ECHO = (
     "{% for m in messages %}{% for c in m.tool_calls or [] %}"
     "{{ c.function.arguments | tojson }}{% endfor %}"
@@ -308,82 +274,6 @@ class TestHistory:
         for sent in (message, message.model_dump(), message.model_dump(exclude_none=True)):
             body["messages"] = [*say("hi")["messages"], sent, *results]
             assert json_client.chat.completions.create(**body).choices[0].message.content == "hi"
-
-
-JUDGE = {
-    "name": "judge",
-    "parameters": {
-        "type": "object",
-        "properties": {"sure": {"type": "boolean"}, "scale": {"enum": ["C", "F"]}},
-        "required": ["sure", "scale"],
-        "additionalProperties": False,
-    },
-}
-
-
-class TestEnforced:
-    """Calls of models that compute, and know nothing."""
-
-    @pytest.fixture(scope="class", params=[QWEN2_5, QWEN3_5], ids=["json", "xml"])
-    @classmethod
-    def model(
-        cls, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-    ) -> Iterator[ServerProcess]:
-        folder = tmp_path_factory.mktemp("model") / "checkpoint"
-        backend = tiny_backend()
-        backend.add_tokens(["<think>", "</think>"])
-        make_checkpoint(folder, vocab_size=backend.get_vocab_size(), max_position_embeddings=1024)
-        with server_of(request.param, folder, worker=(), backend=backend) as server:
-            yield server
-
-    def check(self, choice: dict[str, Any], finish_reason: str = "tool_calls") -> None:
-        assert choice["finish_reason"] == finish_reason
-        assert choice["message"]["content"] is None
-        for name, arguments in called(choice["message"]):
-            assert name in ("judge", "clock")
-            assert arguments == {} or set(arguments) == {"sure", "scale"}
-            assert name == "clock" or arguments["scale"] in ("C", "F")
-
-    def body(self, **fields: Any) -> dict[str, Any]:
-        # Arguments that may be anything would go on for as long as a random model likes.
-        none = {"type": "object", "additionalProperties": False}
-        functions = (JUDGE, {**CLOCK, "parameters": none})
-        tools = [{"type": "function", "function": function} for function in functions]
-        return say("x", tools=tools, seed=1, thinking_budget=3, max_tokens=300, **fields)
-
-    def test_some_call_is_made(self, model: ServerProcess) -> None:
-        choice = choice_of(model, self.body(tool_choice="required", parallel_tool_calls=False))
-
-        self.check(choice)
-        assert len(called(choice["message"])) == 1
-
-    def test_the_named_call_is_made(self, model: ServerProcess) -> None:
-        choice = choice_of(
-            model, self.body(tool_choice={"type": "function", "function": {"name": "judge"}})
-        )
-
-        self.check(choice)
-        assert [name for name, _ in called(choice["message"])] == ["judge"]
-
-    def test_the_named_function_is_called(self, model: ServerProcess) -> None:
-        body = self.body(functions=[JUDGE, CLOCK], function_call={"name": "judge"})
-        del body["tools"]
-        choice = choice_of(model, body)
-
-        assert choice["finish_reason"] == "function_call"
-        call = choice["message"]["function_call"]
-        assert call["name"] == "judge"
-        assert set(json.loads(call["arguments"])) == {"sure", "scale"}
-
-    def test_strict_functions_are_held_to_their_schemas(self, model: ServerProcess) -> None:
-        bias = {str(TOOL_CALL): 100}  # so that it calls whenever it may
-        strict = {"type": "function", "function": {**JUDGE, "strict": True}}
-        body = self.body(logit_bias=bias, parallel_tool_calls=False) | {"tools": [strict]}
-
-        ((name, arguments),) = called(choice_of(model, body)["message"])
-
-        assert name == "judge"
-        assert arguments["scale"] in ("C", "F")
 
 
 def tools_of(**changes: Any) -> dict[str, Any]:
