@@ -104,8 +104,8 @@ def _of_format(wanted: ResponseFormat) -> list[RequestedGrammar]:
             "response_format of type json_schema must have a json_schema",
             param="response_format.json_schema",
         )
-    grammar = _json_schema(wanted.json_schema.schema or {})
-    return [RequestedGrammar(grammar, "response_format.json_schema.schema")]
+    param = "response_format.json_schema.schema"
+    return [RequestedGrammar(_json_schema(wanted.json_schema.schema or {}, param), param)]
 
 
 def _of_outputs(wanted: StructuredOutputs | None) -> list[RequestedGrammar]:
@@ -122,7 +122,7 @@ def _of_outputs(wanted: StructuredOutputs | None) -> list[RequestedGrammar]:
 
 def _each(wanted: StructuredOutputs, prefix: str) -> list[RequestedGrammar]:
     grammars = {
-        "json": None if wanted.json is None else _json_schema(wanted.json),
+        "json": None if wanted.json is None else _json_schema(wanted.json, f"{prefix}json"),
         "regex": None if wanted.regex is None else Grammar("regex", wanted.regex),
         "choice": None if wanted.choice is None else Grammar.choice(wanted.choice),
         "grammar": None if wanted.grammar is None else _lark_or_gbnf(wanted.grammar),
@@ -135,9 +135,15 @@ def _each(wanted: StructuredOutputs, prefix: str) -> list[RequestedGrammar]:
     ]
 
 
-def _json_schema(schema: Schema) -> Grammar:
-    text = schema if isinstance(schema, str) else msgspec.json.encode(schema).decode()
-    return Grammar("json_schema", text)
+def _json_schema(schema: Schema, param: str) -> Grammar:
+    if isinstance(schema, str):
+        try:
+            schema = msgspec.json.decode(schema, type=dict[str, Any])
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise RequestError(
+                f"{param} is no text of a JSON schema: {error}", param=param
+            ) from error
+    return Grammar("json_schema", msgspec.json.encode(schema).decode())
 
 
 def _lark_or_gbnf(text: str) -> Grammar:

@@ -239,7 +239,10 @@ FAULTS: list[tuple[dict[str, Any], str, str]] = [
     ({"guided_regex": "a", **AB}, "guided_regex", "give one"),
     ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_choice", "give one"),
     ({"guided_regex": "(a"}, "guided_regex", "unclosed group"),
-    ({"guided_json": "{"}, "guided_json", "cannot be used"),
+    ({"guided_json": "{"}, "guided_json", "no text of a JSON schema"),
+    ({"guided_json": "[]"}, "guided_json", "no text of a JSON schema"),
+    ({"structured_outputs": {"json": "x"}}, "structured_outputs.json", "no text of a JSON schema"),
+    ({"guided_json": '{"type": "text"}'}, "guided_json", "cannot be used"),
     ({"guided_decoding_backend": "auto"}, "guided_decoding_backend", ""),
 ]
 

@@ -323,6 +323,7 @@ REFUSED = [
         "response_format",
     ),
     ({"structured_outputs": {"regex": "a+"}}, "structured_outputs.regex"),
+    ({"guided_json": "x"}, "guided_json"),
     (
         {
             "response_format": {
