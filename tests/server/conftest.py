@@ -9,6 +9,7 @@ from typing import Any
 
 import openai
 import pytest
+from chat_templates import QWEN3, QWEN3_5, server_of
 from client_environments import client_python
 from serving import ServerProcess
 from tiny_tokenizers import tiny_backend
@@ -35,6 +36,20 @@ def server(text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     log = tmp_path_factory.mktemp("server") / "log"
     with ServerProcess(text_folder, log) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A scripted engine behind Qwen3's form of prompts and answers."""
+    with server_of(QWEN3, tmp_path_factory.mktemp("qwen3")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def qwen3_5(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """The same with Qwen3.5's."""
+    with server_of(QWEN3_5, tmp_path_factory.mktemp("qwen3_5")) as server:
+        yield server
 
 
 @pytest.fixture

@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-from chat_templates import QWEN3, QWEN3_5, server_of
+from chat_templates import QWEN3_5, server_of
 from checkpoints import make_checkpoint
 from serving import ServerProcess, error_of
 from tiny_tokenizers import tiny_backend
 
 CHAT = "/v1/chat/completions"
 THOUGHT = "<think>\nHm, 你.\n</think>\n\nYes 👍."
-
-
-@pytest.fixture(scope="module")
-def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    with server_of(QWEN3, tmp_path_factory.mktemp("qwen3")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def qwen3_5(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    with server_of(QWEN3_5, tmp_path_factory.mktemp("qwen3_5")) as server:
-        yield server
 
 
 def say(text: str, **fields: Any) -> dict[str, Any]:

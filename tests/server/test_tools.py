@@ -9,7 +9,7 @@ from typing import Any
 
 import openai
 import pytest
-from chat_templates import QWEN2_5, QWEN3, QWEN3_5, server_of
+from chat_templates import QWEN2_5, server_of
 from serving import ServerProcess, error_of
 from tool_requests import (
     CHAT,
@@ -29,18 +29,6 @@ XML_CALL = (
     "Hm.\n</think>\n\n<tool_call>\n<function=get_weather>\n<parameter=city>\nKöln\n</parameter>\n"
     "<parameter=days>\n3\n</parameter>\n</function>\n</tool_call>"
 )
-
-
-@pytest.fixture(scope="module")
-def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    with server_of(QWEN3, tmp_path_factory.mktemp("qwen3")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def qwen3_5(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    with server_of(QWEN3_5, tmp_path_factory.mktemp("qwen3_5")) as server:
-        yield server
 
 
 @pytest.fixture
