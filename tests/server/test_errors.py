@@ -14,23 +14,6 @@ COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "say:hello"}]
 
-UNSUPPORTED = {
-    COMPLETIONS: {
-        "suffix": "end",
-    },
-    CHAT: {
-        "audio": {"voice": "alloy", "format": "wav"},
-        "modalities": ["text", "audio"],
-        "moderation": {"model": "m"},
-        "prediction": {"type": "content", "content": "x"},
-        "prompt_cache_options": {"mode": "implicit"},
-        "service_tier": "priority",
-        "store": True,
-        "verbosity": "low",
-        "web_search_options": {},
-    },
-}
-
 WRONG = [
     (COMPLETIONS, {"model": None}, "model"),
     (COMPLETIONS, {"model": 3}, "model"),
@@ -180,20 +163,6 @@ def base_body(path: str) -> dict[str, Any]:
     if path == CHAT:
         return {"model": "m", "messages": HELLO}
     return {"model": "m", "prompt": "say:hello"}
-
-
-@pytest.mark.parametrize(
-    ("path", "field"), [(path, field) for path, fields in UNSUPPORTED.items() for field in fields]
-)
-def test_unsupported_fields_are_refused_by_name(
-    server: ServerProcess, path: str, field: str
-) -> None:
-    answer = server.post(path, {**base_body(path), field: UNSUPPORTED[path][field]})
-
-    error = error_of(answer, 400)
-    assert error["param"] == field
-    assert field in error["message"]
-    assert "not supported yet" in error["message"]
 
 
 @pytest.mark.parametrize(("path", "fields", "param"), WRONG)
