@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 bin := $(VENV)/bin
 native := CMakeLists.txt $(wildcard kernels/native/*.cpp kernels/native/*.h kernels/native/simd/*.h)
 
-.PHONY: demo test sanitized emulated fuzz clients clients-small lint clean
+.PHONY: demo test sanitized emulated search fuzz clients clients-small lint clean
 
 demo: $(VENV)/.runs  ## serve the demo model on 127.0.0.1:8000
 	$(bin)/qwell serve
@@ -19,6 +19,9 @@ sanitized: $(VENV)/.tests  ## the C++ tests with the compiler's sanitizers
 
 emulated: $(VENV)/.tests  ## the C++ tests on processors that this machine is not
 	$(bin)/pytest -n 2 --dist loadfile tests/emulated
+
+search: $(VENV)/.tests  ## properties on examples that no run has tried yet
+	$(bin)/pytest -n 2 --dist loadfile --hypothesis-profile search tests/unit tests/parity tests/server
 
 fuzz: $(VENV)/.tests  ## 20,000 spoilt requests, others each time
 	QWELL_FUZZ_REQUESTS=20000 $(bin)/pytest -s --timeout 3600 tests/server/test_fuzz.py

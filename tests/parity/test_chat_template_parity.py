@@ -151,7 +151,7 @@ messages = st.one_of(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     conversation=st.lists(messages, min_size=1, max_size=6),
     options=st.sampled_from(list(option_sets())),

@@ -79,7 +79,7 @@ def random_ids(count: int, vocab_size: int, seed: int) -> list[int]:
     return torch.randint(0, vocab_size, (count,), generator=draw).tolist()
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 @given(checkpoint=checkpoints(), length=st.integers(1, 90))
 def test_fp32_logits_and_greedy_text_equal_hugging_face(
     checkpoint: tuple[str, dict[str, Any]], length: int

@@ -62,7 +62,7 @@ fuzz_texts = st.lists(
 ).map("".join)
 
 corpus = pytest.mark.parametrize("text", NASTY_TEXTS)
-fuzz = settings(max_examples=300, deadline=None)
+fuzz = settings(max_examples=300)
 
 
 @dataclass(frozen=True)

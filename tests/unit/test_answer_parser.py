@@ -283,7 +283,7 @@ def cut(text: str, at: list[int]) -> list[str]:
     return [text[begin:end] for begin, end in pairwise(places)]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(form=st.sampled_from(sorted(FORMS)), text=texts, at=cuts)
 def test_any_text_gives_the_same_however_it_is_cut(form: str, text: str, at: list[int]) -> None:
     whole = parse(FORMS[form], [text])
@@ -291,7 +291,7 @@ def test_any_text_gives_the_same_however_it_is_cut(form: str, text: str, at: lis
     assert parse(FORMS[form], text) == whole
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(form=st.sampled_from(sorted(FORMS)), legacy=st.booleans(), text=texts, at=cuts)
 def test_streamed_deltas_add_up_to_the_message(
     form: str, legacy: bool, text: str, at: list[int]
@@ -325,7 +325,7 @@ def test_streamed_deltas_add_up_to_the_message(
     assert streamed.thought_chars == plain.thought_chars
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=texts.filter(lambda text: "<tool_call>" not in text and "<think>" not in text))
 def test_text_without_tags_is_content(text: str) -> None:
     assert parse(JSON, text) == Answer("", text)
@@ -365,7 +365,7 @@ def as_xml(name: str, arguments: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "</function>\n</tool_call>"])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     reasoning=prose,
     content=prose,

@@ -315,7 +315,7 @@ schemas: st.SearchStrategy[dict[str, Any]] = st.recursive(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.tuples(schemas, st.sampled_from((0.0, 1.0))), min_size=1, max_size=6))
 def test_json_validates_against_its_schema(
     engine: Engine, wanted: list[tuple[dict[str, Any], float]]

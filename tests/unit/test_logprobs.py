@@ -154,7 +154,7 @@ def loads(draw: st.DrawFn) -> tuple[list[int], SamplingParams]:
     return draw(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=50)), params
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(loads(), min_size=1, max_size=6), st.integers(6, 12), st.integers(1, 40))
 def test_neither_neighbours_nor_preemption_nor_overlap_change_them(
     mixed: list[tuple[list[int], SamplingParams]], num_blocks: int, budget: int

@@ -42,7 +42,7 @@ def runner() -> Runner:
     return Runner(2)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.lists(rows, min_size=1, max_size=MOST_ROWS), min_size=1, max_size=4))
 def test_whatever_was_drawn_before(runner: Runner, steps: list[list[dict[str, float]]]) -> None:
     sample, logits = bind(runner), Logits()

@@ -124,7 +124,7 @@ def test_a_replayed_step_has_the_bits_of_an_eager_one(folder: Path) -> None:
     assert not all(torch.equal(*pair) for pair in logits_of_both(load(folder), replayed, STEPS))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.lists(
         st.lists(st.integers(0, MAX_TOKENS // MAX_SEQS), min_size=6, max_size=6).filter(any),

@@ -31,7 +31,7 @@ def entry(shape: list[int], begin: int, end: int, dtype: str = "F32") -> dict[st
     return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     shapes=st.lists(st.lists(st.integers(0, 5), max_size=3), min_size=1, max_size=5),
     dtypes=st.lists(st.sampled_from(DTYPES), min_size=5, max_size=5),
@@ -155,7 +155,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 _sound = json.dumps({"x": entry([2], 0, 8), "y": entry([1], 8, 12)}).encode()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     edits=st.lists(
         st.tuples(st.integers(0, 8 + len(_sound) + 11), st.integers(0, 255)), min_size=1, max_size=3

@@ -196,4 +196,4 @@ class Load(RuleBasedStateMachine):
 
 
 TestLoad = Load.TestCase
-TestLoad.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestLoad.settings = settings(max_examples=60, stateful_step_count=30)

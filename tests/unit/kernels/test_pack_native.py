@@ -21,7 +21,7 @@ PACKERS = {isa: Packer(threads=2, isa=isa) for isa in ISAS}
 
 each_isa = pytest.mark.parametrize("isa", PACKERS)
 each_format = pytest.mark.parametrize("format_name", FORMATS)
-examples = settings(max_examples=40, deadline=None)
+examples = settings(max_examples=40)
 
 
 @st.composite

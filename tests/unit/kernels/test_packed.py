@@ -22,7 +22,7 @@ QUANTIZERS = {"int8": quantize_int8, "int4": quantize_int4}
 
 each_format = pytest.mark.parametrize("format_name", FORMATS)
 each_int = pytest.mark.parametrize("format_name", QUANTIZERS)
-examples = settings(max_examples=40, deadline=None)
+examples = settings(max_examples=40)
 
 
 def values_of(format_name: str, weight: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from qwell.kernels.weights import Fp8Weight, IntWeight, pack, unpack
 QUANTIZERS = [quantize_int8, quantize_int4, quantize_fp8]
 each_quantizer = pytest.mark.parametrize("quantize", QUANTIZERS, ids=lambda f: f.__name__)
 seeds = st.integers(0, 2**32)
-examples = settings(max_examples=50, deadline=None)
+examples = settings(max_examples=50)
 
 
 @st.composite

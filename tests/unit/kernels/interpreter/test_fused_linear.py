@@ -40,7 +40,7 @@ steps = {
     "dtype": st.sampled_from(DTYPES),
     "chosen": st.sampled_from(ROWS["default"]),
 }
-few = settings(max_examples=60, deadline=None, derandomize=True)
+few = settings(max_examples=60)
 
 
 def _draw(tokens, n, k, dtype):
@@ -154,7 +154,7 @@ LENGTHS = [0, 1, SPLIT - 1, SPLIT, SPLIT + 1, 3 * SPLIT + 7, 9 * SPLIT + 1]
     slack=st.integers(0, 5),
     dtype=st.sampled_from(DTYPES),
 )
-@settings(few, max_examples=60)
+@few
 def test_merge_linear_add(
     interp_guard, nan_empty, assert_within, lengths, heads, head_dim, n, window, slack, dtype
 ):

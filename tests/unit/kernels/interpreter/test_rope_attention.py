@@ -174,7 +174,7 @@ def test_equals_reference(
         _assert_as_expected(step, window, None, interp_guard, nan_empty, assert_within)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     lengths=st.lists(
         st.one_of(
