@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from qwell.runtime.checkpoint.json_object import JsonObject
-from qwell.runtime.errors import ConfigTypeError, UnsupportedModelError
+from qwell.runtime.errors import ConfigKeyError, ConfigTypeError, UnsupportedModelError
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -92,8 +92,13 @@ def read_dtype(config: JsonObject) -> str:
     return dtype
 
 
-def read_heads(config: JsonObject, hidden_size: int) -> tuple[int, int, int]:
-    """(query heads, key/value heads, head_dim), consistent with each other."""
+def read_heads(
+    config: JsonObject, hidden_size: int, default_head_dim: int | None
+) -> tuple[int, int, int]:
+    """(query heads, key/value heads, head_dim), consistent with each other.
+
+    `default_head_dim` is the family's; None divides the hidden size among the query heads.
+    """
     num_heads = config.integer("num_attention_heads")
     num_kv_heads = config.integer("num_key_value_heads", default=num_heads)
     if num_heads % num_kv_heads:
@@ -101,7 +106,7 @@ def read_heads(config: JsonObject, hidden_size: int) -> tuple[int, int, int]:
             f"{config.where}: num_attention_heads {num_heads} is not a multiple of "
             f"num_key_value_heads {num_kv_heads}"
         )
-    head_dim = config.integer("head_dim", default=hidden_size // num_heads)
+    head_dim = config.integer("head_dim", default=default_head_dim or hidden_size // num_heads)
     check_head_dim(config, head_dim)
     return num_heads, num_kv_heads, head_dim
 
@@ -164,10 +169,16 @@ def read_windows(config: JsonObject, num_layers: int) -> tuple[int | None, ...]:
     """Sliding windows per layer: `layer_types` decides, else the three older keys."""
     enabled = config.boolean("use_sliding_window", default=False)
     window = config.integer("sliding_window", default=None)
-    first = config.integer("max_window_layers", default=num_layers, minimum=0)
+    first = config.integer("max_window_layers", default=None, minimum=0)
     kinds = config.strings("layer_types", default=None)
     if kinds is None:
-        sliding = [enabled and window is not None and i >= first for i in range(num_layers)]
+        if enabled and (window is None or first is None):
+            # transformers would fill in 4096 and 28, whatever the model was trained with.
+            raise ConfigKeyError(
+                f"{config.where}: use_sliding_window is true, which needs sliding_window and "
+                "max_window_layers"
+            )
+        sliding = [enabled and i >= first for i in range(num_layers)]
         return tuple(window if slides else None for slides in sliding)
     if len(kinds) != num_layers:
         raise ConfigTypeError(

@@ -81,9 +81,13 @@ class JsonObject:
         return tuple(value)
 
     def child(self, *names: str) -> JsonObject | None:
-        """A nested object, None when absent."""
-        value = self._get(names, (dict,), "an object", None)
-        return None if value is None else JsonObject(value, f"{self._place(names)}")
+        """A nested object, None when absent; an empty one counts as absent, too."""
+        self._read.update(names)
+        for name in names:
+            value = self._get((name,), (dict,), "an object", None)
+            if value:
+                return JsonObject(value, self._place((name,)))
+        return None
 
     def require(self, name: str, allowed: Sequence[Any], default: Any) -> None:
         """Refuse any value but the ones that the forward pass computes."""
