@@ -94,7 +94,8 @@ class TokenOutput(msgspec.Struct, frozen=True):
     the prompt tokens that were found in the prefix cache; it comes with the first token. Requests
     that ask get `logprobs` of these tokens, and `prompt_logprobs` of the prompt's tokens but the
     first: piece by piece, in order, the last no later than the first new token. `error` says why
-    a request cannot go on: its grammar and its bans leave no token, or it takes too much.
+    a request cannot go on: its grammar and its bans leave no token, or it takes too much. It
+    `is_fault` where that is the model's and not the request's.
     """
 
     request_id: str
@@ -104,6 +105,7 @@ class TokenOutput(msgspec.Struct, frozen=True):
     logprobs: Logprobs | None = None
     prompt_logprobs: Logprobs | None = None
     error: str | None = None
+    is_fault: bool = False
 
 
 class StepStats(msgspec.Struct, frozen=True, kw_only=True):
