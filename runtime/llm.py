@@ -170,7 +170,10 @@ class LLM:
         running: dict[str, _Running] = {}
         try:
             for index, prompt in enumerate(prompts):
-                ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+                if isinstance(prompt, str):
+                    ids = self.tokenizer.encode_prompt(prompt)
+                else:
+                    ids = list(prompt)
                 request_id = str(index)
                 self._engine.add(request_id, ids, params)
                 stream = TextStream(self.tokenizer, params.stop, params.include_stop_str_in_output)
