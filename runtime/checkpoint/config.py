@@ -10,15 +10,39 @@ from qwell.runtime.errors import ConfigKeyError, ConfigTypeError, UnsupportedMod
 
 DTYPES = ("bfloat16", "float16", "float32")
 
-# Written by transformers into config.json files; none of them changes the logits.
+# How text is generated, which transformers 4 wrote into config.json when it wrote all it had.
+_GENERATION_KEYS = (
+    "diversity_penalty",
+    "encoder_no_repeat_ngram_size",
+    "length_penalty",
+    "max_length",
+    "min_length",
+    "no_repeat_ngram_size",
+    "num_beam_groups",
+    "num_beams",
+    "num_return_sequences",
+    "repetition_penalty",
+    "temperature",
+    "top_k",
+    "top_p",
+    "typical_p",
+)
+
+# Written by transformers, or who trains with it, into config.json files; none changes the logits.
 GENERIC_KEYS = (
+    *_GENERATION_KEYS,
+    "_attn_implementation",
+    "_attn_implementation_autoset",
+    "_flash_attn_2_enabled",
     "_name_or_path",
     "architectures",
     "attention_dropout",
+    "attn_implementation",
     "auto_map",
     "bos_token_id",
     "chunk_size_feed_forward",
     "eos_token_id",
+    "gradient_checkpointing",
     "id2label",
     "initializer_range",
     "label2id",
@@ -26,10 +50,13 @@ GENERIC_KEYS = (
     "output_attentions",
     "output_hidden_states",
     "pad_token_id",
+    "pretraining_tp",
     "problem_type",
     "return_dict",
     "tokenizer_class",
     "transformers_version",
+    "unsloth_fixed",
+    "unsloth_version",
     "use_cache",
 )
 

@@ -208,7 +208,17 @@ def test_first_generation_settings_are_refused(tmp_path: Path, key: str, value: 
 
 
 def test_settings_that_are_off_are_let_pass(tmp_path: Path) -> None:
-    read(tmp_path, QWEN3_0_6B | {"quantization_config": None, "use_mtp": False})
+    read(tmp_path, QWEN3_0_6B | {"quantization_config": None, "use_mtp": False, "pruned_heads": {}})
+    with pytest.raises(UnsupportedModelError, match="shift=0"):
+        read(tmp_path, QWEN3_0_6B | {"shift": 0})
+
+
+@pytest.mark.parametrize("base", [QWEN2_5_7B, QWEN3_0_6B, QWEN_V1])
+def test_what_training_leaves_behind_is_let_pass(tmp_path: Path, base: dict[str, Any]) -> None:
+    """As in files of transformers 4.4x, of its full dumps, and of fine-tunes by unsloth."""
+    left = {"_attn_implementation_autoset": True, "unsloth_fixed": True, "pretraining_tp": 1}
+    dumped = {"max_length": 20, "min_length": 0, "num_beams": 1, "top_k": 50, "temperature": 1.0}
+    assert read(tmp_path, base | left | dumped) == read(tmp_path, base)
 
 
 def test_an_unsupported_family_is_told_what_is_supported(tmp_path: Path) -> None:
