@@ -20,7 +20,7 @@ T = TypeVar("T")
 # Longer bodies are checked beside the event loop, so that nobody else waits for it.
 _LONG_BODY_BYTES = 64 << 10
 _AT_PATH = re.compile(r" - at (?:`key` in )?`\$\.?(?P<path>[^`]*)`$")
-_UNKNOWN_VALUE = re.compile(r"Invalid enum value (?P<value>.*)", re.DOTALL)
+_UNKNOWN_VALUE = re.compile(r"Invalid (enum )?value (?P<value>.*)", re.DOTALL)
 _NAMED_FIELD = re.compile(r"(unknown|required) field `(?P<field>[^`]*)`")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import TypeGuard
 
 import msgspec.inspect as types
 
@@ -16,10 +17,12 @@ def known_values(request_type: object, path: str) -> list[str]:
     Where an object may stand there as well, the last one says so.
     """
     kinds = _alternatives([types.type_info(request_type)])
+    tags: list[object] = []
     for step in _STEP.findall(path):
+        tags = [kind.tag for kind in kinds if _has_tag(kind, step)]
         kinds = _alternatives(part for kind in kinds for part in _parts(kind, step))
     literals = [kind for kind in kinds if isinstance(kind, types.LiteralType)]
-    values = [repr(value) for literal in literals for value in literal.values]
+    values = list(map(repr, [*tags, *(value for kind in literals for value in kind.values)]))
     has_object = any(isinstance(kind, types.StructType) for kind in kinds)
     return [*values, "an object"] if values and has_object else values
 
@@ -27,6 +30,10 @@ def known_values(request_type: object, path: str) -> list[str]:
 def _alternatives(kinds: Iterable[types.Type]) -> list[types.Type]:
     each = (kind.types if isinstance(kind, types.UnionType) else (kind,) for kind in kinds)
     return [kind for some in each for kind in some]
+
+
+def _has_tag(kind: types.Type, step: str) -> TypeGuard[types.StructType]:
+    return isinstance(kind, types.StructType) and kind.tag_field == step
 
 
 def _parts(kind: types.Type, step: str) -> list[types.Type]:

@@ -179,6 +179,7 @@ def test_wrong_values_are_refused_by_name(
     ("fields", "param", "known"),
     [
         ({"tool_choice": "any"}, "tool_choice", "'auto', 'none', 'required', an object"),
+        ({"tool_choice": {"type": "web"}}, "tool_choice.type", "'function', 'allowed_tools'"),
         ({"function_call": "any"}, "function_call", "'auto', 'none', an object"),
         (
             {"response_format": {"type": "xml"}},

@@ -17,6 +17,7 @@ from tool_requests import (
     TOOLS,
     TWO_CALLS,
     WEATHER,
+    allowed,
     answered,
     call,
     called,
@@ -120,6 +121,18 @@ def test_without_tools_calls_are_text(qwen3: ServerProcess) -> None:
         assert choice["message"]["content"] == TWO_CALLS
         assert choice["finish_reason"] == "stop"
         assert "tool_calls" not in choice["message"]
+
+
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_allowed_tools_leave_the_prompt_as_it_is(json_client: openai.OpenAI, mode: str) -> None:
+    plain = json_client.chat.completions.create(**say(TWO_CALLS))
+    choice = allowed(mode, "clock")
+    answer = json_client.chat.completions.create(**say(TWO_CALLS, tool_choice=choice))
+
+    assert answer.usage is not None
+    assert plain.usage is not None
+    assert answer.usage.prompt_tokens == plain.usage.prompt_tokens
+    assert [name for name, _ in called(answer.choices[0].message.model_dump())] == ["clock"]
 
 
 def test_calls_nobody_declared_are_text(qwen3: ServerProcess) -> None:
@@ -304,7 +317,11 @@ REFUSED = [
     ),
     ({"tool_choice": "any"}, "tool_choice"),
     ({"tool_choice": {"type": "function", "function": {"name": "other"}}}, "tool_choice"),
-    ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {}}}, "tool_choice.type"),
+    (
+        {"tool_choice": {"type": "allowed_tools", "allowed_tools": {"tools": []}}},
+        "tool_choice.allowed_tools.tools",
+    ),
+    ({"tool_choice": allowed("auto", "clock", "other")}, "tool_choice"),
     ({"tools": None, "tool_choice": "required"}, "tool_choice"),
     (
         {"tool_choice": "required", "response_format": {"type": "json_object"}},
