@@ -87,6 +87,7 @@ class TestEnforced:
 
         for seed in range(2):
             choice = choice_of(model, body | {"seed": seed})
+            assert choice["finish_reason"] == "tool_calls"
             assert [name for name, _ in called(choice["message"])] == ["judge"]
 
     def test_strict_functions_are_held_to_their_schemas(self, model: ServerProcess) -> None:

@@ -142,11 +142,29 @@ def test_calls_nobody_declared_are_text(qwen3: ServerProcess) -> None:
     assert choice["message"]["content"] == TWO_CALLS.split('\n<tool_call>\n{"name": "clock')[0]
 
 
-def test_one_call_at_most(qwen3: ServerProcess) -> None:
-    choice = choice_of(qwen3, say(TWO_CALLS, parallel_tool_calls=False))
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("together", [False, True])
+def test_one_call_at_most_ends_the_answer(
+    json_client: openai.OpenAI, stream: bool, together: bool
+) -> None:
+    ids = [*TWO_CALLS.encode()]
+    script = "ids:" + ("," if together else " ").join(map(str, ids))
+    body = say("", parallel_tool_calls=False, max_tokens=3000, extra_body={"ignore_eos": True})
+    body["messages"][0]["content"] = script
 
-    assert [name for name, _ in called(choice["message"])] == ["get_weather"]
-    assert choice["finish_reason"] == "tool_calls"
+    if stream:
+        options = {"include_usage": True}
+        with json_client.chat.completions.stream(**body, stream_options=options) as events:
+            answer = events.get_final_completion()
+    else:
+        answer = json_client.chat.completions.create(**body)
+
+    (choice,) = answer.choices
+    assert [name for name, _ in called(choice.message.model_dump())] == ["get_weather"]
+    assert choice.finish_reason == "tool_calls"
+    assert answer.usage is not None
+    made = TWO_CALLS[: TWO_CALLS.index("</tool_call>") + len("</tool_call>")]
+    assert answer.usage.completion_tokens == len(made.encode())
 
 
 @pytest.mark.parametrize("end", [{"max_tokens": 62}, {"stop": "ln"}])
