@@ -274,7 +274,8 @@ class Engine:
         Where masks depend on ids in flight, these are waited for while the batch is computed;
         what they give is added to `outputs`.
         """
-        chunks = self._scheduler.schedule(self._budget.prefill_tokens, self._guess)
+        prefill_tokens, now_s = self._budget.prefill_tokens, self._clock.step_start
+        chunks = self._scheduler.schedule(prefill_tokens, self._guess, now_s)
         if not chunks:
             self._more_tokens = 0
             return None
@@ -353,6 +354,7 @@ class Engine:
                         token_ids if sequence.params.max_tokens else [],
                         reason,
                         cached_tokens=(sequence.num_cached_tokens or 0) if is_first else 0,
+                        prefill_s=self._clock.since(sequence.started_s) if is_first else 0.0,
                         logprobs=scores.get(sequence),
                         prompt_logprobs=prompt_scores.pop(sequence, None),
                     )

@@ -31,6 +31,7 @@ class Sequence:
         block_keys: names of the blocks that `token_ids` fill, as far as they were needed.
         num_registered: blocks that can be found by their name.
         num_cached_tokens: prompt tokens that were in the cache when it was first admitted.
+        started_s: when that was, by the clock of whoever schedules.
         end_ids: ids that end it.
         late_ids: ids that follow `min_tokens` others at the earliest.
         adjustment: what is done to its logits, if anything is.
@@ -55,6 +56,7 @@ class Sequence:
     block_keys: list[bytes] = field(default_factory=list)
     num_registered: int = 0
     num_cached_tokens: int | None = None
+    started_s: float = 0.0
     adjustment: LogitAdjustment | None = field(init=False)
     constraint: Constraint | None = None
     num_scored: int = 1
