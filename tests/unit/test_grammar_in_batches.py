@@ -8,9 +8,11 @@ from dataclasses import replace
 
 import msgspec
 import pytest
+import torch
 from grammars import AB, TOKENIZER, VOCAB, byte_model, run
 from tiny_tokenizers import IM_START, TOOL_CALL
 
+from qwell.runtime.batch import Layout
 from qwell.runtime.engine import Engine
 from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.grammar import Grammar
@@ -99,11 +101,17 @@ def test_guesses_change_no_token(
         "complete": replace(stuck, grammar=Grammar("regex", "[ab]{8}"), ignore_eos=True),
     }
     plain = run(engine, requests)
-    ticks = iter(range(10**9))
-    # By this clock a step takes as long with guesses as without.
-    guessing = Engine(
-        model, options, drafter=Recalls(plain.ids, wrong), clock=lambda: float(next(ticks))
-    )
+    seconds = 0.0
+    guessing = Engine(model, options, drafter=Recalls(plain.ids, wrong), clock=lambda: seconds)
+    forward = guessing.forward
+
+    def timed(layout: Layout) -> torch.Tensor:
+        """By this clock a step takes as long with guesses as without."""
+        nonlocal seconds
+        seconds += 1.0
+        return forward(layout)
+
+    guessing.forward = timed
     run(guessing, {"first": stuck})
     for name in ("1", "2", "3", "6", "7", "stuck", "complete"):
         # Few enough beside each other that guesses pay.
