@@ -94,6 +94,13 @@ class Sequence:
         """So many tokens after those that are known may be any, whichever come before them."""
         return NO_LIMIT if self.constraint is None else self.constraint.num_free
 
+    def holds_back(self, num_generated: int) -> bool:
+        """Whether `late_ids` are banned from the next logits, with so many generated.
+
+        A mask, where there is one, does it in its own way.
+        """
+        return num_generated < self.params.min_tokens and self.num_free > 0
+
     @property
     def most_guesses(self) -> int:
         """So many tokens may be guessed: what is drawn behind each is free, or can be masked."""
@@ -110,7 +117,8 @@ class Sequence:
     def finish_reason(self) -> FinishReason | None:
         """Why the last known token is the last one; None if it is not."""
         known = len(self.token_ids) - self.num_prompt_tokens
-        if known <= self.params.max_tokens and self.token_ids[-1] in self.end_ids:
+        is_end = self.token_ids[-1] in self.end_ids
+        if is_end and self.params.min_tokens < known <= self.params.max_tokens:
             return "stop"
         return "length" if known >= self.params.max_tokens else None
 

@@ -99,6 +99,30 @@ def test_a_stop_id_within_a_text_cuts_it_off(engine: Engine) -> None:
     assert (text, reason) == ("a", "stop")
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_stop_id_that_has_to_come_ends_nothing_before_min_tokens(
+    engine: Engine, temperature: float
+) -> None:
+    quoted = Grammar("regex", '"[ab]{3,5}"')
+    ids = {"temperature": temperature, "stop_token_ids": (ord('"'),)}
+
+    assert one(engine, quoted, **ids) == ('"', "stop")
+    assert re.fullmatch('"[ab]{3,5}"', one(engine, quoted, **ids, min_tokens=1)[0])
+    assert re.fullmatch('"[ab]{3,5}"', one(engine, quoted, **ids, min_tokens=100)[0])
+    all_stop = {**ids, "stop_token_ids": tuple(range(VOCAB)), "temperature": temperature}
+    answers = run(engine, {"one": SamplingParams(**all_stop, grammar=quoted, min_tokens=4)})
+    assert len(answers.ids["one"]) == 5
+    assert answers.reasons["one"] == "stop"
+
+
+def test_ids_that_would_end_a_text_come_late_where_others_can(engine: Engine) -> None:
+    values = {"stop_token_ids": (ord("a"),), "logit_bias": {ord("a"): 100.0}}
+    for min_tokens in (1, 2):
+        text, reason = one(engine, AB, **values, min_tokens=min_tokens, bad_token_ids=(256, 257))
+        assert re.fullmatch(f"b{{{min_tokens}}}a", text)
+        assert reason == "stop"
+
+
 def test_bans_and_biases_act_within_the_grammar(engine: Engine) -> None:
     assert one(engine, AB, bad_token_ids=(ord("a"), 256, 257, 258))[0].strip("b") == ""
     assert one(engine, AB, allowed_token_ids=(ord("a"), IM_END))[0].strip("a") == ""

@@ -44,7 +44,15 @@ def mixed() -> dict[str, SamplingParams]:
     schema = '{"type": "array", "items": {"type": "integer"}, "minItems": 10}'
     words = Grammar("regex", "(abc|xyz){12,20}")
     grammars = (None, AB, Grammar("json_schema", schema), words)
-    return {
+    held_back = SamplingParams(
+        max_tokens=60,
+        temperature=1.0,
+        seed=3,
+        grammar=Grammar("regex", "(aba){6,9}"),
+        min_tokens=12,
+        stop_token_ids=(ord("a"), 256, 257),
+    )
+    return {"held": held_back} | {
         f"{i}": SamplingParams(
             max_tokens=60,
             temperature=0.0 if i % 3 == 0 else 1.0,
@@ -113,7 +121,7 @@ def test_guesses_change_no_token(
 
     guessing.forward = timed
     run(guessing, {"first": stuck})
-    for name in ("1", "2", "3", "6", "7", "stuck", "complete"):
+    for name in ("1", "2", "3", "6", "7", "held", "stuck", "complete"):
         # Few enough beside each other that guesses pay.
         guessed = run(guessing, {other: requests[other] for other in {name, "0"}})
         assert guessed.ids == {other: plain.ids[other] for other in guessed.ids}
