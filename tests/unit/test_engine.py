@@ -282,6 +282,11 @@ def test_a_cache_that_is_too_small_is_refused(folder: Path) -> None:
         start_engine(folder, kv_cache_tokens=64, max_model_len=100)
 
 
+def test_a_cache_that_no_machine_has_is_refused(folder: Path) -> None:
+    with pytest.raises(EngineStartError, match=r"GiB, which cannot be had .*--kv-cache-tokens"):
+        start_engine(folder, kv_cache_tokens=10**14)
+
+
 def test_a_small_cache_shortens_the_context(tmp_path: Path) -> None:
     make_checkpoint(tmp_path, max_position_embeddings=4096)
     assert start_engine(tmp_path, kv_cache_tokens=512).info.max_model_len == 512
