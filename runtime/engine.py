@@ -23,7 +23,7 @@ from qwell.runtime.broken_logits import WHY, broken_rows
 from qwell.runtime.constraints import Constraints
 from qwell.runtime.draft_model import load_draft_model
 from qwell.runtime.engine_options import EngineOptions
-from qwell.runtime.errors import RequestError
+from qwell.runtime.errors import EngineStartError, RequestError
 from qwell.runtime.forward import Forward
 from qwell.runtime.kv_cache import BLOCK_SIZE
 from qwell.runtime.loader import LoadedModel, load_model
@@ -132,8 +132,14 @@ class Engine:
         Raises:
             CheckpointError, UnsupportedModelError, EngineStartError: see `load_model`.
         """
-        model = load_model(options, kernels)
-        return cls(model, options, drafter=load_draft_model(options, model))
+        try:
+            model = load_model(options, kernels)
+            return cls(model, options, drafter=load_draft_model(options, model))
+        except torch.OutOfMemoryError as error:
+            raise EngineStartError(
+                "weights and the largest steps do not fit the GPU's memory; free some, or lower "
+                f"--max-batch-tokens, --max-num-seqs or --max-model-len: {error}"
+            ) from error
 
     @property
     def info(self) -> EngineInfo:
