@@ -23,7 +23,7 @@ from qwell.runtime.broken_logits import WHY, broken_rows
 from qwell.runtime.constraints import Constraints
 from qwell.runtime.draft_model import load_draft_model
 from qwell.runtime.engine_options import EngineOptions
-from qwell.runtime.errors import RequestError
+from qwell.runtime.errors import EngineStartError, RequestError
 from qwell.runtime.forward import Forward
 from qwell.runtime.kv_cache import BLOCK_SIZE
 from qwell.runtime.loader import LoadedModel, load_model
@@ -132,8 +132,14 @@ class Engine:
         Raises:
             CheckpointError, UnsupportedModelError, EngineStartError: see `load_model`.
         """
-        model = load_model(options, kernels)
-        return cls(model, options, drafter=load_draft_model(options, model))
+        try:
+            model = load_model(options, kernels)
+            return cls(model, options, drafter=load_draft_model(options, model))
+        except torch.OutOfMemoryError as error:
+            raise EngineStartError(
+                "weights and the largest steps do not fit the GPU's memory; free some, or lower "
+                f"--max-batch-tokens, --max-num-seqs or --max-model-len: {error}"
+            ) from error
 
     @property
     def info(self) -> EngineInfo:
@@ -275,7 +281,8 @@ class Engine:
         Where masks depend on ids in flight, these are waited for while the batch is computed;
         what they give is added to `outputs`.
         """
-        chunks = self._scheduler.schedule(self._budget.prefill_tokens, self._guess)
+        prefill_tokens, now_s = self._budget.prefill_tokens, self._clock.step_start
+        chunks = self._scheduler.schedule(prefill_tokens, self._guess, now_s)
         if not chunks:
             self._more_tokens = 0
             return None
@@ -361,6 +368,7 @@ class Engine:
                         token_ids if sequence.params.max_tokens else [],
                         reason,
                         cached_tokens=(sequence.num_cached_tokens or 0) if is_first else 0,
+                        prefill_s=self._clock.since(sequence.started_s) if is_first else 0.0,
                         logprobs=scores.get(sequence),
                         prompt_logprobs=prompt_scores.pop(sequence, None),
                     )

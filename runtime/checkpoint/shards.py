@@ -20,7 +20,7 @@ SAMPLED_ROWS = 64
 
 
 class Shards:
-    """Every tensor of a checkpoint folder; each name lives in exactly one file."""
+    """Every tensor of the checkpoint in `folder`; each name lives in exactly one file."""
 
     def __init__(self, folder: Path) -> None:
         """Open and validate all files.
@@ -29,7 +29,7 @@ class Shards:
             CheckpointError: no weights, a damaged file, a tensor that the index and the shards
                 do not agree on, a shard name that leaves the folder.
         """
-        self._folder = folder
+        self.folder = folder
         self._owner: dict[str, SafetensorsFile] = {}
         if (folder / SINGLE).exists():
             file = SafetensorsFile(folder / SINGLE)
@@ -74,7 +74,7 @@ class Shards:
         ]
         if faults:
             raise CheckpointError(
-                f"{self._folder} does not match its config.json; " + "; ".join(faults)
+                f"{self.folder} does not match its config.json; " + "; ".join(faults)
             )
         foreign = [
             f"{name} is {self._owner[name].tensors[name].dtype}"
@@ -83,7 +83,7 @@ class Shards:
         ]
         if foreign:
             raise UnsupportedModelError(
-                f"{self._folder}: supported dtypes are {', '.join(TORCH_DTYPES)}; {_some(foreign)}"
+                f"{self.folder}: supported dtypes are {', '.join(TORCH_DTYPES)}; {_some(foreign)}"
             )
 
     def looks_like(self, name: str, other: str) -> bool:

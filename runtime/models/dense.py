@@ -65,8 +65,11 @@ class DenseDecoder:
     head: Weight
     cos_sin: Tensor
 
-    def forward(self, batch: Batch, cache: KVCache) -> Tensor:
-        """Logits of the batch's logit_rows, fp32 [R, V]; keys and values go to the cache."""
+    def forward(self, batch: Batch, cache: KVCache, out: Tensor | None = None) -> Tensor:
+        """Logits of the batch's logit_rows, fp32 [R, V]; keys and values go to the cache.
+
+        The logits are in `out`, if it is given.
+        """
         ops = self.ops
         x = ops.embedding(batch.input_ids, self.embedding)
         residual: Tensor | None = None
@@ -79,7 +82,8 @@ class DenseDecoder:
         if residual is not None:
             residual = ops.embedding(batch.logit_rows, residual)
         x, _ = ops.rms_norm(x, self.final_norm, self.config.rms_norm_eps, residual)
-        return ops.linear(x, self.head).float()
+        logits = ops.linear(x, self.head)
+        return logits.float() if out is None else out.copy_(logits)
 
 
 def _is_small_decode(batch: Batch) -> bool:
