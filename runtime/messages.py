@@ -95,7 +95,8 @@ class TokenOutput(msgspec.Struct, frozen=True):
     the seconds since the request first ran. Requests that ask get `logprobs` of these tokens, and
     `prompt_logprobs` of the prompt's tokens but the first: piece by piece, in order, the last no
     later than the first new token. `error` says why a request cannot go on: its grammar and its
-    bans leave no token, or it takes too much.
+    bans leave no token, or it takes too much. It `is_fault` where that is the model's and not the
+    request's.
     """
 
     request_id: str
@@ -106,6 +107,7 @@ class TokenOutput(msgspec.Struct, frozen=True):
     logprobs: Logprobs | None = None
     prompt_logprobs: Logprobs | None = None
     error: str | None = None
+    is_fault: bool = False
 
 
 class StepStats(msgspec.Struct, frozen=True, kw_only=True):

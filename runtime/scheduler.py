@@ -25,6 +25,10 @@ from qwell.runtime.block_pool import BlockPool
 from qwell.runtime.kv_cache import BLOCK_SIZE, blocks_for
 from qwell.runtime.sequence import Chunk, Sequence
 
+MOST_SCORED = 512
+"""Most prompt tokens of a step whose log-probabilities are taken: each has a row of logits, of
+600 KB for a vocabulary of 151936."""
+
 Guess = Callable[[list[Sequence]], Mapping[Sequence, SequenceOf[int]]]
 """Tokens that may follow some of the sequences."""
 
@@ -304,12 +308,16 @@ def _usable_keys(sequence: Sequence) -> list[bytes]:
 def _shares(prompts: SequenceOf[Sequence], budget: int) -> list[Chunk]:
     """Half of the budget for the first in order, the rest for the fewest tokens left."""
     first = min(prompts, key=_order)
-    counts = {first: min(first.num_uncomputed, (budget + 1) // 2)}
-    budget -= counts[first]
-    for prompt in sorted(prompts, key=lambda s: (s.priority, s.num_uncomputed, s.arrival)):
-        if budget == 0:
-            break
+    by_size = sorted(prompts, key=lambda s: (s.priority, s.num_uncomputed, s.arrival))
+    counts: dict[Sequence, int] = {}
+    scores = MOST_SCORED
+    for prompt, most in ((first, (budget + 1) // 2), *((s, budget) for s in by_size)):
         given = counts.get(prompt, 0)
-        counts[prompt] = min(prompt.num_uncomputed, given + budget)
-        budget -= counts[prompt] - given
+        more = min(prompt.num_uncomputed - given, most, budget)
+        if prompt.wants_scores:
+            more = min(more, scores)
+            scores -= more
+        if more > 0:
+            counts[prompt] = given + more
+            budget -= more
     return [Chunk(s, s.num_computed, s.num_computed + count) for s, count in counts.items()]

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import msgspec
 
-from qwell.runtime.errors import EngineDeadError, RequestError
+from qwell.runtime.errors import EngineDeadError, ModelError, RequestError
 from qwell.runtime.messages import (
     Accepted,
     Add,
@@ -144,6 +144,7 @@ class Generation:
 
         Raises:
             RequestError: a choice cannot go on: its grammar and its bans leave no token.
+            ModelError: what the model computes for a choice is no answer.
             EngineDeadError: the engine died; nothing more comes.
         """
         running = len(self._choices)
@@ -224,7 +225,7 @@ class Generation:
             raise RuntimeError(f"{choice.request_id}: {event} after it was accepted")
         if event.error is not None:
             choice.ended = True
-            raise RequestError(event.error)
+            raise ModelError(event.error) if event.is_fault else RequestError(event.error)
         self.cached_tokens[index] += event.cached_tokens
         prompt = _told_prompt(choice, event)
         finish_reason = event.finish_reason

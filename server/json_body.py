@@ -38,7 +38,8 @@ async def read_json(request: Request, decoder: msgspec.json.Decoder[T], max_byte
     """The body as the decoder's type.
 
     Raises:
-        HttpError: 415 for a body that is not declared as JSON, 413 for one that is too long.
+        HttpError: 415 for a body that is not declared as JSON or is packed, 413 for one that is
+            too long.
         RequestError: a body that is not JSON, breaks the rules of `check_json` or does not fit
             the type; `param` is the path of the value at fault.
     """
@@ -69,6 +70,11 @@ def _check_content_type(request: Request) -> None:
     if media_type != "application/json":
         message = f"Content-Type must be application/json, got {given!r}"
         raise HttpError(415, message)
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() != "identity":
+        raise HttpError(
+            415, f"Content-Encoding must be identity, got {encoding!r}: send it as it is"
+        )
 
 
 async def _read_body(request: Request, max_bytes: int) -> bytes:

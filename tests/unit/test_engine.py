@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,17 @@ from checkpoints import make_checkpoint
 from engines import greedy, run_to_end, start_engine
 from token_model import token_model
 
-from qwell.kernels.ops import OP_NAMES
+from qwell.kernels.ops import OP_NAMES, Extent
 from qwell.runtime.batch import Batch
 from qwell.runtime.engine import Engine
 from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.errors import EngineStartError, RequestError, UnsupportedModelError
 from qwell.runtime.kv_cache import KVCache
-from qwell.runtime.loader import largest_step, load_model
+from qwell.runtime.largest_step import largest_step
+from qwell.runtime.loader import load_model
 from qwell.runtime.messages import TokenOutput
 from qwell.runtime.sampling_params import SamplingParams
+from qwell.runtime.scheduler import MOST_SCORED
 
 PROMPT = [5, 3, 8, 13]
 
@@ -282,6 +285,11 @@ def test_a_cache_that_is_too_small_is_refused(folder: Path) -> None:
         start_engine(folder, kv_cache_tokens=64, max_model_len=100)
 
 
+def test_a_cache_that_no_machine_has_is_refused(folder: Path) -> None:
+    with pytest.raises(EngineStartError, match=r"GiB, which cannot be had .*--kv-cache-tokens"):
+        start_engine(folder, kv_cache_tokens=10**14)
+
+
 def test_a_small_cache_shortens_the_context(tmp_path: Path) -> None:
     make_checkpoint(tmp_path, max_position_embeddings=4096)
     assert start_engine(tmp_path, kv_cache_tokens=512).info.max_model_len == 512
@@ -294,21 +302,39 @@ def test_a_share_of_gpu_memory_that_is_none_is_refused(folder: Path, share: floa
 
 
 @torch.inference_mode()
-def test_the_largest_step_has_all_tokens_and_all_rows_of_logits(folder: Path) -> None:
+def test_the_largest_step_has_all_tokens_and_rows_of_logits_and_draws(folder: Path) -> None:
+    # More tokens than a sequence may have, and than there may be rows of logits.
     options = EngineOptions(
-        model=str(folder), device="cpu", weight_cache=False, max_batch_tokens=200, max_num_seqs=7
+        model=str(folder), device="cpu", weight_cache=False, max_batch_tokens=700, max_num_seqs=7
     )
     decoder = load_model(options).decoder
     seen: list[int] = []
+    extents: list[Extent] = []
+    drawn: list[str] = []
 
     def linear(x: torch.Tensor, *rest: Any) -> torch.Tensor:
         seen.append(len(x))
         return decoder.ops.linear(x, *rest)
 
-    watched = replace(decoder, ops=replace(decoder.ops, linear=linear))
-    logits = largest_step(options, watched, torch.float32, torch.device("cpu"))
-    assert logits.shape == (7, 199)
-    assert seen == [200] * (len(seen) - 1) + [7]
+    def attention(*arguments: Any) -> torch.Tensor:
+        extents.append(arguments[6])
+        return decoder.ops.attention(*arguments)
+
+    def watched(op: str) -> Callable[..., Any]:
+        def run(*arguments: Any, **named: Any) -> Any:
+            drawn.append(op)
+            return getattr(decoder.ops, op)(*arguments, **named)
+
+        return run
+
+    draws = {op: watched(op) for op in ("adjust_logits", "sample", "logprobs")}
+    ops = replace(decoder.ops, linear=linear, attention=attention, **draws)
+    logits = largest_step(options, replace(decoder, ops=ops), torch.float32, torch.device("cpu"))
+    assert logits.shape == (7 + MOST_SCORED, 199)
+    assert logits.isfinite().all()
+    assert seen == [700] * (len(seen) - 1) + [7 + MOST_SCORED]
+    assert set(extents) == {Extent(num_decodes=6, max_query_len=256, max_seq_len=256)}
+    assert sorted(drawn) == sorted(draws)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
