@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from qwell.runtime.transfer import to_host_array
@@ -27,5 +26,5 @@ def broken_rows(logits: Tensor) -> Callable[[], frozenset[int]]:
         # A call into torch would take ten times as long.
         found = frozenset(np.flatnonzero(np.isnan(first.numpy())).tolist())
         return lambda: found
-    wait = to_host_array(first.isnan().to(torch.int32))
-    return lambda: frozenset(np.flatnonzero(wait()).tolist())
+    wait = to_host_array(first)
+    return lambda: frozenset(np.flatnonzero(np.isnan(wait())).tolist())
