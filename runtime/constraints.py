@@ -118,7 +118,7 @@ class Constraints:
 
     def _constrain(self, sequence: Sequence, matcher: LLMatcher | None) -> None:
         sequence.constraint = Constraint(
-            sequence.params, sequence.end_ids, self._vocab_size, matcher
+            sequence.params, sequence.end_ids, sequence.late_ids, self._vocab_size, matcher
         )
 
     def _compile(self, grammar: Grammar) -> LLMatcher:

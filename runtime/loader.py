@@ -120,7 +120,14 @@ def load_model(
         weights = _open_weights(options, family.names, config, precision, device)
         decoder = load_dense(weights, family.names, config, ops, fused, wanted, device)
         num_blocks = _pool_blocks(options, decoder, wanted, precision.cache, device)
-        cache = allocate(config, num_blocks, precision.cache, device, ops)
+        gib = num_blocks * BLOCK_SIZE * bytes_per_token(config, precision.cache) / 2**30
+        try:
+            cache = allocate(config, num_blocks, precision.cache, device, ops)
+        except OSError as error:
+            raise EngineStartError(
+                f"the KV cache of {num_blocks * BLOCK_SIZE} tokens takes {gib:.1f} GiB, which "
+                f"cannot be had ({error.strerror}); lower kv_cache_tokens (--kv-cache-tokens)"
+            ) from error
     if is_native(ops):
         # What is left for torch is small, and its threads would get in the way of ours.
         torch.set_num_threads(1)
@@ -140,7 +147,7 @@ def load_model(
         "KV cache: %d tokens in %s (%.2f GiB), sequences of up to %d tokens",
         num_blocks * BLOCK_SIZE,
         dtype_name(precision.cache),
-        num_blocks * BLOCK_SIZE * bytes_per_token(config, precision.cache) / 2**30,
+        gib,
         max_model_len,
     )
     return LoadedModel(

@@ -103,7 +103,10 @@ class Scheduler:
         self._behind.discard(sequence)
 
     def schedule(
-        self, prefill_tokens: int | None = None, guess: Guess = _guess_nothing
+        self,
+        prefill_tokens: int | None = None,
+        guess: Guess = _guess_nothing,
+        now_s: float = 0.0,
     ) -> list[Chunk]:
         """The chunks of the next step, every one with its blocks; empty without work.
 
@@ -114,6 +117,7 @@ class Scheduler:
                 the step has room for.
             guess: gives tokens to follow some of those that decode; taken as far as there is room,
                 in the cache without taking it from others, in the step up to half of it.
+            now_s: when the step begins, for those that start with it.
         """
         decoding = [s for s in self._running if s.num_uncomputed == 1]
         drafts = guess(decoding)
@@ -133,7 +137,7 @@ class Scheduler:
         if decoding and prefill_tokens is not None:
             budget = min(budget, prefill_tokens)
         if budget > 0:
-            self._admit()
+            self._admit(now_s)
             if len(self._running) > len(decoding):
                 served = set(decoding)
                 chunks += _shares([s for s in self._running if s not in served], budget)
@@ -197,7 +201,7 @@ class Scheduler:
         if place < len(self._waiting) and self._waiting[place] is sequence:
             del self._waiting[place]
 
-    def _admit(self) -> None:
+    def _admit(self, now_s: float) -> None:
         """Let waiting sequences in, in their order, while there is room for all that one has."""
         self._is_full = False
         if not self._waiting:
@@ -220,7 +224,7 @@ class Scheduler:
                 self._is_full = True
                 break
             del self._waiting[place]
-            self._start(sequence, found)
+            self._start(sequence, found, now_s)
             first = sequence if first is None else min(first, sequence, key=_order)
 
     def _is_worth_waiting(self, sequence: Sequence, first: Sequence | None) -> bool:
@@ -238,7 +242,7 @@ class Scheduler:
         mine, others = (sequence.priority, sequence.num_tokens), (owner.priority, owner.num_tokens)
         return others <= mine
 
-    def _start(self, sequence: Sequence, found: list[int]) -> None:
+    def _start(self, sequence: Sequence, found: list[int], now_s: float) -> None:
         self._pool.share(found)
         missing = blocks_for(sequence.num_tokens) - len(found)
         sequence.blocks = found + self._pool.take(missing)
@@ -246,6 +250,7 @@ class Scheduler:
         sequence.num_computed = len(found) * BLOCK_SIZE
         if sequence.num_cached_tokens is None:
             sequence.num_cached_tokens = sequence.num_computed
+            sequence.started_s = now_s
             self.num_prompt_tokens += sequence.num_prompt_tokens
             self.num_cached_tokens += sequence.num_computed
         for key in sequence.block_keys[len(found) :]:

@@ -16,6 +16,7 @@ from qwell.runtime.batch import Batch
 from qwell.runtime.checkpoint.config import ModelConfig
 from qwell.runtime.checkpoint.shards import Shards
 from qwell.runtime.checkpoint.weights import WeightSource
+from qwell.runtime.errors import CheckpointError
 from qwell.runtime.kv_cache import KVCache
 from qwell.runtime.layers.attention import Attention
 from qwell.runtime.layers.decoder import DecoderLayer
@@ -101,6 +102,13 @@ def verify_dense(shards: Shards, names: TensorNames, config: ModelConfig) -> Non
         # Some writers store the tied head a second time.
         ignored.append(names.head)
     shards.verify(expected_shapes(names, config), ignored)
+    stored_twice = config.tie_word_embeddings and names.head in shards
+    if stored_twice and not shards.looks_like(names.head, names.embedding):
+        # A head that was trained apart; programs differ in which of the two they obey.
+        raise CheckpointError(
+            f"{names.head} is stored and is not {names.embedding}, though tie_word_embeddings in "
+            "config.json says that they are one; set it to false to compute with the stored head"
+        )
 
 
 def load_dense(

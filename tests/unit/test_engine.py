@@ -194,6 +194,30 @@ def test_stats_tell_what_runs_and_what_was_done(folder: Path) -> None:
     assert min(stats.schedule_s, stats.forward_s, stats.sample_s, stats.rest_s) > 0
 
 
+def test_the_time_that_a_prompt_takes_does_not_count_its_wait() -> None:
+    seconds = 0.0
+    options = EngineOptions(
+        model="", eager=True, speculation=False, max_batch_tokens=16, max_num_seqs=1
+    )
+    running = Engine(token_model(32), options, clock=lambda: seconds)
+    running.add("first", [1] * 40, params(8, ignore_eos=True))
+    running.add("second", [1], params(8, ignore_eos=True))
+    forward = running.model.decoder.forward
+
+    def timed(batch: Batch, cache: KVCache) -> torch.Tensor:
+        nonlocal seconds
+        seconds += 1.0
+        return forward(batch, cache)
+
+    running.model.decoder.forward = timed
+
+    outputs = [output for _ in range(18) for output in running.step()]
+
+    told = {output.request_id: output.prefill_s for output in outputs if output.prefill_s}
+    assert told == {"first": 3.0, "second": 1.0}
+    assert [output.request_id for output in outputs] == ["first"] * 8 + ["second"] * 8
+
+
 def test_prompts_beside_a_decode_keep_to_the_time_that_a_step_may_take() -> None:
     seconds = 0.0
     running = Engine(
@@ -259,6 +283,11 @@ def test_a_context_longer_than_trained_is_refused(folder: Path) -> None:
 def test_a_cache_that_is_too_small_is_refused(folder: Path) -> None:
     with pytest.raises(EngineStartError, match="room for 64 tokens, at least 100"):
         start_engine(folder, kv_cache_tokens=64, max_model_len=100)
+
+
+def test_a_cache_that_no_machine_has_is_refused(folder: Path) -> None:
+    with pytest.raises(EngineStartError, match=r"GiB, which cannot be had .*--kv-cache-tokens"):
+        start_engine(folder, kv_cache_tokens=10**14)
 
 
 def test_a_small_cache_shortens_the_context(tmp_path: Path) -> None:
