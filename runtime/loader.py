@@ -15,7 +15,8 @@ from qwell.kernels.errors import KernelError
 from qwell.kernels.fused_ops import MAX_FUSED_TOKENS
 from qwell.kernels.registry import build_fused_ops, build_ops, describe, is_native
 from qwell.runtime.checkpoint.config import ModelConfig
-from qwell.runtime.checkpoint.packed_cache import PackedFile, packed_dir
+from qwell.runtime.checkpoint.packed_cache import PackedFile
+from qwell.runtime.checkpoint.packed_files import packed_dir
 from qwell.runtime.checkpoint.shards import Shards
 from qwell.runtime.checkpoint.weights import PlainWeights, WeightSource
 from qwell.runtime.cpu import count_cores
