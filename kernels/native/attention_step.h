@@ -71,10 +71,10 @@ struct Range {
   std::int64_t last;
 };
 
-// scores [Rows, 64] of q [Rows, head_dim], for Columns registers of keys from `key` on.
+// scores [Rows, 64] of q [Rows, width], for Columns registers of keys from `key` on.
 template <int Rows, int Columns, class T>
-void score_columns(const float* q, const Step<T>& step, std::int64_t head_dim, int key,
-                   float* scores) {
+void score_columns(const float* q, const Step<T>& step, std::int64_t head_dim, std::int64_t width,
+                   int key, float* scores) {
   const T* line[Columns];
   Vec sums[Rows][Columns];
   unroll<Columns>([&](auto c) QWELL_INLINE {
@@ -92,15 +92,8 @@ void score_columns(const float* q, const Step<T>& step, std::int64_t head_dim, i
       }
     });
     unroll<Rows>([&](auto r) QWELL_INLINE {
-      const Vec query = splat(q[r * head_dim + d]);
+      const Vec query = splat(q[r * width + d]);
       unroll<Columns>([&](auto c) QWELL_INLINE { sums[r][c] = fma(query, keys[c], sums[r][c]); });
-    });
-  }
-  if (step.now.key_scales[0] != nullptr) {
-    unroll<Columns>([&](auto c) QWELL_INLINE {
-      const int lane = key + c * Vec::width;
-      const Vec scale = load(step.now.key_scales[lane / kBlockTokens] + lane % kBlockTokens);
-      unroll<Rows>([&](auto r) QWELL_INLINE { sums[r][c] = sums[r][c] * scale; });
     });
   }
   unroll<Rows>([&](auto r) QWELL_INLINE {
@@ -142,10 +135,11 @@ void mix_columns(const float* weights, const Step<T>& step, Range keys, std::int
 }
 
 template <int Rows, class T>
-void score_rows(const float* q, const Step<T>& step, std::int64_t head_dim, float* scores) {
+void score_rows(const float* q, const Step<T>& step, std::int64_t head_dim, std::int64_t width,
+                float* scores) {
   constexpr int kColumns = kernel_columns(Rows);
   for (int key = 0; key < kStepKeys; key += kColumns * Vec::width) {
-    score_columns<Rows, kColumns>(q, step, head_dim, key, scores);
+    score_columns<Rows, kColumns>(q, step, head_dim, width, key, scores);
   }
 }
 
@@ -162,14 +156,12 @@ void mix_rows(const float* weights, const Step<T>& step, Range keys, float* sums
   }
 }
 
-// Calls body(rows at a time, row) until all rows are done.
-template <class Body>
+// Calls body(rows at a time, row) until all rows are done: Most at a time, and Many of more.
+template <int Most, int Many, class Body>
 void by_rows(std::int64_t rows, const Body& body) {
   std::int64_t row = 0;
-  for (; row + kMostRows < rows; row += kManyRows) {
-    body(std::integral_constant<int, kManyRows>{}, row);
-  }
-  unroll<kMostRows>([&](auto i) QWELL_INLINE {
+  for (; row + Most < rows; row += Many) body(std::integral_constant<int, Many>{}, row);
+  unroll<Most>([&](auto i) QWELL_INLINE {
     if (rows - row == i + 1) body(std::integral_constant<int, i + 1>{}, row);
   });
 }

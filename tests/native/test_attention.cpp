@@ -283,16 +283,22 @@ void check_attention(const Case& c, qwell::Isa isa, const Result& result) {
       };
       std::vector<double> scores;
       double largest_size = 0;
+      double largest_query = 0;  // element, scaled
+      double largest_key = 0;    // sum of its elements' magnitudes
       for (std::int64_t position = first; position <= token; ++position) {
         double score = 0;
         double size = 0;
+        double magnitudes = 0;
         const float* query = result.q.data() + row;
         const double* key = row_of(cached_keys, position);
         for (std::int64_t d = 0; d < c.shape.head_dim; ++d) {
           const double product = scale * query[d] * key[d];
           score += product;
           size += std::abs(product);
+          magnitudes += std::abs(key[d]);
+          largest_query = std::max(largest_query, scale * std::abs(double{query[d]}));
         }
+        largest_key = std::max(largest_key, magnitudes);
         scores.push_back(score);
         largest_size = std::max(largest_size, size);
       }
@@ -314,7 +320,12 @@ void check_attention(const Case& c, qwell::Isa isa, const Result& result) {
       const double count = static_cast<double>(token - first + 1);
       const double roundings = 2 * ((static_cast<double>(c.shape.head_dim) + 3) * largest_size +
                                     count + 1 + 4 * (count / 64 + count / 512 + 4));
-      const double error = roundings * 0x1p-24 * largest_value;
+      double error = roundings * 0x1p-24 * largest_value;
+      if (c.format.number == nullptr) {
+        // 2^-16 of the largest element of a query, at each of a score's products, and of the
+        // largest weight of 64 keys, at each of these.
+        error += (2 * largest_query * largest_key + 64) * 0x1p-16 * largest_value;
+      }
       for (std::size_t d = 0; d < head_dim; ++d) {
         const double out = result.out[static_cast<std::size_t>(row) + d];
         wrong += !(std::abs(out - mixed[d] / total) <= error);

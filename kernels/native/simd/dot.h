@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "simd.h"
+#include "word.h"
 
 // Dot products of codes, Vec::width rows of four columns each, with four signed bytes:
 //
@@ -24,12 +25,6 @@
 
 namespace qwell::QWELL_ISA {
 namespace {
-
-inline std::int32_t load_word(const std::uint8_t* from) {
-  std::int32_t word;
-  std::memcpy(&word, from, sizeof(word));
-  return word;
-}
 
 struct ByteQuads {
   using Quad = std::int32_t;
