@@ -17,7 +17,7 @@ from qwell.runtime.checkpoint.generation_config import load_generation_defaults
 from qwell.runtime.checkpoint.resolve import resolve_model
 from qwell.runtime.engine import Engine
 from qwell.runtime.engine_options import CacheDType, Device, DType, EngineOptions, Weights
-from qwell.runtime.errors import RequestError
+from qwell.runtime.errors import ModelError, RequestError
 from qwell.runtime.grammar import check_grammar
 from qwell.runtime.messages import EngineInfo, FinishReason, TokenLogprob, TokenOutput
 from qwell.runtime.progress import Progress
@@ -160,6 +160,7 @@ class LLM:
         Raises:
             RequestError: a prompt or a grammar that cannot be served; none of them is generated
                 then. Or a grammar whose next token is banned, or takes too much to find.
+            ModelError: logits that are no numbers.
         """
         if isinstance(prompts, str):
             raise TypeError("prompts must be a list; for one prompt pass [prompt]")
@@ -169,7 +170,10 @@ class LLM:
         running: dict[str, _Running] = {}
         try:
             for index, prompt in enumerate(prompts):
-                ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+                if isinstance(prompt, str):
+                    ids = self.tokenizer.encode_prompt(prompt)
+                else:
+                    ids = list(prompt)
                 request_id = str(index)
                 self._engine.add(request_id, ids, params)
                 stream = TextStream(self.tokenizer, params.stop, params.include_stop_str_in_output)
@@ -206,7 +210,8 @@ class LLM:
             for output in self._engine.step():
                 request = running[output.request_id]
                 if output.error is not None:
-                    raise RequestError(f"prompt {output.request_id}: {output.error}")
+                    error = ModelError if output.is_fault else RequestError
+                    raise error(f"prompt {output.request_id}: {output.error}")
                 before = request.share(max_tokens)
                 piece = request.take(output)
                 request.reason = output.finish_reason

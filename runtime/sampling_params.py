@@ -38,7 +38,8 @@ class SamplingParams:
         allowed_token_ids: the only ids that may be generated; None allows all.
         bad_token_ids: ids that are never generated.
         min_tokens: as long as there are fewer, no id that ends the text is generated, nor one of
-            the model's own end-of-sequence ids that is ignored. Stop strings end it all the same.
+            the model's own end-of-sequence ids that is ignored. Where a grammar leaves no other,
+            it comes and does not end the text. Stop strings end it all the same.
         seed: same seed, prompt and parameters give the same tokens; None draws one.
         stop: strings that end the text; they are not part of it.
         include_stop_str_in_output: they are part of it.

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import make_checkpoint
-from tiny_tokenizers import IM_END, tiny_backend
+from tiny_tokenizers import ENDOFTEXT, IM_END, backend_with_beginning, tiny_backend
+from transformers import PreTrainedTokenizerFast
 
 from qwell import LLM, SamplingParams
 from qwell.runtime.errors import CheckpointError, RequestError
@@ -38,6 +39,22 @@ def test_texts_and_ids_are_the_same_prompt(llm: LLM) -> None:
     ids = [llm.tokenizer.encode(prompt) for prompt in PROMPTS]
     assert llm.generate(ids, GREEDY) == texts
     assert [completion.prompt_token_ids for completion in texts] == ids
+
+
+def test_a_text_begins_as_transformers_has_it_and_a_chat_as_its_template(
+    folder: Path, tmp_path: Path
+) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).symlink_to(folder / name)
+    backend_with_beginning().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    begins = LLM(tmp_path, device="cpu", weight_cache=False)
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    (completion,) = begins.generate(["Once"], GREEDY)
+    assert completion.prompt_token_ids == theirs("Once").input_ids == [ENDOFTEXT, *b"Once"]
+    assert begins.chat_template is not None
+    messages = [{"role": "user", "content": "Once"}]
+    assert begins.chat_template.encode(messages, begins.tokenizer) == [*b"Once"]
 
 
 def test_the_text_is_that_of_the_ids_and_comes_in_pieces(llm: LLM) -> None:

@@ -25,7 +25,7 @@ from qwell.bench.gpu.fused_calls import FUSED_LINEARS, FusedCalls
 from qwell.bench.gpu.isolation import Section
 from qwell.bench.gpu.kernels import KernelTime, kernel_times
 from qwell.bench.gpu.model import random_model
-from qwell.bench.gpu.model_parity import logits_parity
+from qwell.bench.gpu.model_parity import LogitsParity, logits_parity
 from qwell.bench.gpu.model_speed import speeds
 from qwell.bench.gpu.parity import REFERENCE, Parity, epsilons, parity
 from qwell.bench.gpu.report import is_sound, table
@@ -55,6 +55,15 @@ SMALL = {
     "intermediate_size": 96,
     "vocab_size": 512,
 }
+
+
+def row_by_row(x: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:
+    """linear whose rows do not depend on their number, as torch's do on CPUs."""
+    rows = [REFERENCE.linear(row, weight, bias) for row in x.split(1)]
+    return torch.cat(rows) if rows else REFERENCE.linear(x, weight, bias)
+
+
+BATCH_INVARIANT = replace(REFERENCE, linear=row_by_row)
 
 
 class StubTimer:
@@ -228,9 +237,40 @@ def run_at_once(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
 
 def test_a_right_model_has_the_logits_of_the_reference() -> None:
     config = true_config("qwen2.5-0.5b") | SMALL
-    rows = list(logits_parity(config, REFERENCE, torch.bfloat16, CPU, run_at_once))
+    rows = list(logits_parity(config, BATCH_INVARIANT, torch.bfloat16, CPU, run_at_once))
     assert all(row.ok for row in rows)
-    assert [row.equal for row in rows] == [None, None, None, True]
+    compared = {row.step: row.equal for row in rows if row.equal is not None}
+    assert compared == dict.fromkeys(
+        (
+            "a prompt whole, against its second chunk",
+            "decode beside 11 others",
+            "decode beside 59 others",
+            "decode beside 251 others",
+            "decode beside 295 others",
+            "decode captured",
+        ),
+        True,
+    )
+    assert sum(row.equal is None for row in rows) == 3
+
+
+def test_bits_that_depend_on_the_batch_are_found(tmp_path: Path) -> None:
+    def linear(x: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:
+        y = BATCH_INVARIANT.linear(x, weight, bias)
+        return y * (1 + 2**-7) if len(x) > 100 else y
+
+    def judged(_: Ceilings) -> Iterator[LogitsParity]:
+        ops = replace(BATCH_INVARIANT, linear=linear)
+        yield from logits_parity(
+            true_config("qwen3-0.6b") | SMALL, ops, torch.bfloat16, CPU, run_at_once
+        )
+
+    results, outcomes = run(tmp_path, (Section("model parity", judged, 60),))
+    equal = {row["step"]: row["equal"] for row in results["sections"][0]["rows"]}
+    assert equal["decode beside 59 others"] is True
+    assert equal["decode beside 251 others"] is False
+    assert not is_sound(outcomes)
+    assert "logits of decode beside 251 others: other bits" in table(ABOUT, outcomes)
 
 
 def test_a_model_with_a_wrong_op_has_not() -> None:
@@ -382,6 +422,17 @@ def test_sections_that_end_badly_stop_no_other(tmp_path: Path) -> None:
     assert "hanging ran out of time after 1 results" in text
 
 
+def test_results_are_kept_before_their_section_ends(tmp_path: Path) -> None:
+    def reading(_: Ceilings) -> Iterator[Ceilings]:
+        file = tmp_path / "gpu.json"
+        while not (file.exists() and json.loads(file.read_text())["sections"][0]["rows"]):
+            time.sleep(0.05)
+        yield CEILINGS
+
+    _, outcomes = run(tmp_path, (Section("hanging", hanging, 8), Section("reading", reading, 7)))
+    assert [outcome.out_of_time for outcome in outcomes] == [True, False]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it would measure for minutes")
 def test_without_a_gpu_there_is_one_clear_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -406,7 +457,7 @@ import torch
 from qwell.bench.checkpoints import true_config
 from qwell.bench.gpu.calls import prefill
 from qwell.bench.work import Ceilings
-from qwell.bench.gpu.isolation import Section, run_isolated
+from qwell.bench.gpu.isolation import Outcome, Section, run_isolated
 from qwell.bench.gpu.kernels import kernel_times
 from qwell.bench.gpu.model import random_model
 from qwell.bench.gpu.parity import REFERENCE
@@ -421,7 +472,8 @@ if __name__ == "__main__":
     print(throughput("tiny", model, ceilings, 3, 4, 8, 100.0).finished)
     steps = (prefill(Model("tiny", 64, 4, 2, 16, 96, 512), 20),)
     rows = partial(kernel_times, cpu, torch.bfloat16, REFERENCE, HostTimer(1), steps=steps)
-    outcome = run_isolated(Section("kernels", rows, 60.0), ceilings, get_context("spawn"))
+    section = Section("kernels", rows, 60.0)
+    outcome = run_isolated(section, Outcome("kernels"), ceilings, get_context("spawn"))
     print(outcome.failure, sorted({{row.op for row in outcome.rows}}))
     print([name for name in ("tokenizers", "qwell.kernels._native") if name in sys.modules])
 """
