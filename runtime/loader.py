@@ -15,7 +15,8 @@ from qwell.kernels.errors import KernelError
 from qwell.kernels.fused_ops import MAX_FUSED_TOKENS
 from qwell.kernels.registry import build_fused_ops, build_ops, describe, is_native
 from qwell.runtime.checkpoint.config import ModelConfig
-from qwell.runtime.checkpoint.packed_cache import PackedFile, packed_dir
+from qwell.runtime.checkpoint.packed_cache import PackedFile
+from qwell.runtime.checkpoint.packed_files import packed_dir
 from qwell.runtime.checkpoint.shards import Shards
 from qwell.runtime.checkpoint.weights import PlainWeights, WeightSource
 from qwell.runtime.cpu import count_cores
@@ -86,6 +87,7 @@ def load_model(
         CheckpointError, UnsupportedModelError: what is wrong with the checkpoint.
         EngineStartError: the device, dtype or memory asked for cannot be had.
     """
+    options.check()
     folder = Path(options.model)
     family, config = read_model_config(folder)
     wanted = options.max_model_len or config.max_position
@@ -94,12 +96,6 @@ def load_model(
             f"max_model_len {wanted} is more than the {config.max_position} tokens that "
             f"{folder} supports ({config.max_position_reason})"
         )
-    if not 0.0 < options.gpu_memory_utilization <= 1.0:
-        raise EngineStartError(
-            f"gpu_memory_utilization is {options.gpu_memory_utilization}; it must be in (0, 1]"
-        )
-    if options.threads is not None and options.threads < 1:
-        raise EngineStartError(f"threads is {options.threads}; it must be at least 1")
     device = pick_device(options.device)
     overrides = {**options.kernels, **(kernels or {})}
     precision = choose_precision(options, config.dtype, device, overrides)
