@@ -43,10 +43,14 @@ class Constraint:
         self,
         params: SamplingParams,
         end_ids: Collection[int],
+        late_ids: Collection[int],
         vocab_size: int,
         matcher: LLMatcher | None,
     ) -> None:
-        """`matcher` is the grammar's, at its start; `end_ids` are those that end the sequence."""
+        """`matcher` is the grammar's, at its start.
+
+        `end_ids` are those that end the sequence, `late_ids` those held back by `min_tokens`.
+        """
         self._matcher = matcher
         self._thinking = thinking = params.thinking
         self._forced: deque[int] = deque()
@@ -54,6 +58,7 @@ class Constraint:
         self._num_generated = 0
         self._end_ids = end_ids
         self._min_tokens = params.min_tokens
+        self._late = _bits(late_ids, vocab_size)
         self._vocab_size = vocab_size
         self._bad_ids = params.bad_token_ids
         allowed = params.allowed_token_ids
@@ -104,7 +109,8 @@ class Constraint:
             self._think(thinking, token_id)
         else:
             self._stage = _Stage.ANSWER
-            if self._matcher is not None and token_id not in self._end_ids:
+            is_end = token_id in self._end_ids and self._num_generated > self._min_tokens
+            if self._matcher is not None and not is_end:
                 self._matcher.consume_token(token_id)
 
     def restrict(self, bits: Bits, ahead: int = 0) -> None:
@@ -115,6 +121,7 @@ class Constraint:
             ahead: so many guesses come first, for which the matcher's mask is.
         """
         thinking = self._thinking
+        is_late = self._num_generated + ahead < self._min_tokens
         if self._stage is _Stage.CLOSING:
             bits[:] = 0
             _set(bits, self._forced[0])
@@ -125,7 +132,7 @@ class Constraint:
         elif self._matcher is not None:
             if self._matcher.is_error():
                 bits[:] = 0
-            elif _is_set(bits, self._vocab_size):
+            elif _is_set(bits, self._vocab_size) and not is_late:
                 for token_id in self._end_ids:
                     _set(bits, token_id)
             if self._stage is _Stage.OPENING and thinking:
@@ -133,11 +140,13 @@ class Constraint:
         _clear(bits, self._vocab_size)
         for token_id in self._bad_ids:
             _clear(bits, token_id)
-        if self._num_generated + ahead < self._min_tokens:
-            for token_id in self._end_ids:
-                _clear(bits, token_id)
         if self._allowed is not None:
             bits &= self._allowed
+        if is_late:
+            others = bits & ~self._late
+            # Where all that may come is held back, it comes, and does not end the text.
+            if others.any():
+                bits[:] = others
 
     @property
     def is_complete(self) -> bool:
@@ -151,8 +160,7 @@ class Constraint:
         message = "" if self._matcher is None else error_of(self._matcher.get_error())
         return message or (
             "no token is left to generate: what the grammar or the end of thinking asks for is "
-            "banned by allowed_token_ids, bad_token_ids or min_tokens, or the model has no token "
-            "for it"
+            "banned by allowed_token_ids or bad_token_ids, or the model has no token for it"
         )
 
     def _open(self, thinking: Thinking) -> None:

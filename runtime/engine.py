@@ -19,10 +19,11 @@ from torch import Tensor
 from qwell.runtime.all_logits import all_logits
 from qwell.runtime.batch import lay_out
 from qwell.runtime.block_pool import BlockPool
+from qwell.runtime.broken_logits import WHY, broken_rows
 from qwell.runtime.constraints import Constraints
 from qwell.runtime.draft_model import load_draft_model
 from qwell.runtime.engine_options import EngineOptions
-from qwell.runtime.errors import RequestError
+from qwell.runtime.errors import EngineStartError, RequestError
 from qwell.runtime.forward import Forward
 from qwell.runtime.kv_cache import BLOCK_SIZE
 from qwell.runtime.loader import LoadedModel, load_model
@@ -131,8 +132,14 @@ class Engine:
         Raises:
             CheckpointError, UnsupportedModelError, EngineStartError: see `load_model`.
         """
-        model = load_model(options, kernels)
-        return cls(model, options, drafter=load_draft_model(options, model))
+        try:
+            model = load_model(options, kernels)
+            return cls(model, options, drafter=load_draft_model(options, model))
+        except torch.OutOfMemoryError as error:
+            raise EngineStartError(
+                "weights and the largest steps do not fit the GPU's memory; free some, or lower "
+                f"--max-batch-tokens, --max-num-seqs or --max-model-len: {error}"
+            ) from error
 
     @property
     def info(self) -> EngineInfo:
@@ -274,7 +281,8 @@ class Engine:
         Where masks depend on ids in flight, these are waited for while the batch is computed;
         what they give is added to `outputs`.
         """
-        chunks = self._scheduler.schedule(self._budget.prefill_tokens, self._guess)
+        prefill_tokens, now_s = self._budget.prefill_tokens, self._clock.step_start
+        chunks = self._scheduler.schedule(prefill_tokens, self._guess, now_s)
         if not chunks:
             self._more_tokens = 0
             return None
@@ -296,6 +304,7 @@ class Engine:
             outputs += self._collect(awaited)
             self._in_flight = None
             masks = self._constraints.masks(drawn)
+        broken = broken_rows(logits)
         sampled_scores = SampledScores(logits, layout.rows)
         stuck = [] if masks is None else masks.apply(logits)
         ids = self.sampler.next_ids(logits, layout.rows, layout.places, self._in_flight)
@@ -313,7 +322,7 @@ class Engine:
         # Of one that is stuck at once the id is nobody's, but it is one id.
         limits = {sequence: max(ahead, 1) for sequence, ahead in stuck}
         return SampledIds(
-            [chunk.sequence for chunk in drawn], ids, drafts, scores, prompt_scores, limits
+            [chunk.sequence for chunk in drawn], ids, drafts, scores, prompt_scores, limits, broken
         )
 
     def _guess(self, decoding: list[Sequence]) -> Mapping[Sequence, SequenceOf[int]]:
@@ -327,10 +336,11 @@ class Engine:
         """Wait for a step's ids and give them to their sequences."""
         outputs = []
         ids, scores, prompt_scores = sampled.wait(), sampled.scores(), sampled.prompt_scores()
+        broken = sampled.broken()
         row = 0
         for sequence, draft_ids in zip(sampled.sequences, sampled.drafts, strict=True):
             drawn = ids[row : row + 1 + len(draft_ids)]
-            row += len(drawn)
+            first_row, row = row, row + len(drawn)
             if sequence in sampled.limits:
                 drawn = drawn[: sampled.limits[sequence]]
                 draft_ids = draft_ids[: len(drawn) - 1]
@@ -344,8 +354,13 @@ class Engine:
             reason = sequence.finish_reason
             # Others were aborted, or found at their end when this step had been launched.
             if self._sequences.get(sequence.request_id) is sequence:
-                if reason is not None:
+                is_fault = not broken.isdisjoint(range(first_row, first_row + len(token_ids)))
+                if reason is not None or is_fault:
                     self._forget(sequence)
+                if is_fault:
+                    output = TokenOutput(sequence.request_id, [], error=WHY, is_fault=True)
+                    outputs.append(output)
+                    continue
                 outputs.append(
                     TokenOutput(
                         sequence.request_id,
@@ -353,6 +368,7 @@ class Engine:
                         token_ids if sequence.params.max_tokens else [],
                         reason,
                         cached_tokens=(sequence.num_cached_tokens or 0) if is_first else 0,
+                        prefill_s=self._clock.since(sequence.started_s) if is_first else 0.0,
                         logprobs=scores.get(sequence),
                         prompt_logprobs=prompt_scores.pop(sequence, None),
                     )

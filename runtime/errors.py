@@ -47,5 +47,9 @@ class RequestError(QwellError):
         self.code = code
 
 
+class ModelError(QwellError):
+    """The model computed what is no answer to a sound request."""
+
+
 class EngineDeadError(QwellError):
     """The engine process ended while it held the request; a new one is starting."""

@@ -43,7 +43,8 @@ def allocate(
 ) -> KVCache:
     """Cache tensors for `num_blocks` blocks, uninitialised: attention reads written slots only.
 
-    On CPUs the memory becomes resident as blocks are first used. k is laid out as
+    On CPUs the memory becomes resident as blocks are first used; OSError where the system does not
+    promise as much. k is laid out as
     kernels/native/paged.py says where `ops` want it so. A cache in int8 has an Int8Cache a layer.
     """
     heads, head_dim = config.num_kv_heads, config.head_dim

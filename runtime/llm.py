@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import msgspec
@@ -17,7 +18,7 @@ from qwell.runtime.checkpoint.generation_config import load_generation_defaults
 from qwell.runtime.checkpoint.resolve import resolve_model
 from qwell.runtime.engine import Engine
 from qwell.runtime.engine_options import CacheDType, Device, DType, EngineOptions, Weights
-from qwell.runtime.errors import RequestError
+from qwell.runtime.errors import ModelError, RequestError
 from qwell.runtime.grammar import check_grammar
 from qwell.runtime.messages import EngineInfo, FinishReason, TokenLogprob, TokenOutput
 from qwell.runtime.progress import Progress
@@ -45,7 +46,7 @@ class Completion:
 
 
 class LLM:
-    """A model to generate with.
+    """A model to generate with; calls from several threads take turns.
 
         >>> LLM("Qwen/Qwen3-0.6B").generate(["Hello"], SamplingParams(max_tokens=8))
 
@@ -122,6 +123,7 @@ class LLM:
         )
         eos_token_ids = (*options.eos_token_ids, *self.defaults.eos_token_ids)
         options = msgspec.structs.replace(options, eos_token_ids=eos_token_ids)
+        self._turn = RLock()
         self._engine = Engine.start(options, kernels)
 
     @cached_property
@@ -139,7 +141,8 @@ class LLM:
 
     def logits(self, token_ids: Sequence[int]) -> Tensor:
         """Logits of every position, fp32 [len(token_ids), vocab_size]."""
-        return self._engine.logits(token_ids)
+        with self._turn:
+            return self._engine.logits(token_ids)
 
     def generate(
         self,
@@ -160,16 +163,30 @@ class LLM:
         Raises:
             RequestError: a prompt or a grammar that cannot be served; none of them is generated
                 then. Or a grammar whose next token is banned, or takes too much to find.
+            ModelError: logits that are no numbers.
         """
         if isinstance(prompts, str):
             raise TypeError("prompts must be a list; for one prompt pass [prompt]")
         params = self.default_params() if params is None else params
         if params.grammar is not None:
             check_grammar(params.grammar)
+        with self._turn:
+            return self._generate(prompts, params, on_text, progress)
+
+    def _generate(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        params: SamplingParams,
+        on_text: Callable[[int, str], None] | None,
+        progress: bool,
+    ) -> list[Completion]:
         running: dict[str, _Running] = {}
         try:
             for index, prompt in enumerate(prompts):
-                ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+                if isinstance(prompt, str):
+                    ids = self.tokenizer.encode_prompt(prompt)
+                else:
+                    ids = list(prompt)
                 request_id = str(index)
                 self._engine.add(request_id, ids, params)
                 stream = TextStream(self.tokenizer, params.stop, params.include_stop_str_in_output)
@@ -206,7 +223,8 @@ class LLM:
             for output in self._engine.step():
                 request = running[output.request_id]
                 if output.error is not None:
-                    raise RequestError(f"prompt {output.request_id}: {output.error}")
+                    error = ModelError if output.is_fault else RequestError
+                    raise error(f"prompt {output.request_id}: {output.error}")
                 before = request.share(max_tokens)
                 piece = request.take(output)
                 request.reason = output.finish_reason

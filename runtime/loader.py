@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from qwell.kernels.errors import KernelError
 from qwell.kernels.fused_ops import MAX_FUSED_TOKENS
 from qwell.kernels.registry import build_fused_ops, build_ops, describe, is_native
-from qwell.runtime.batch import build_batch
 from qwell.runtime.checkpoint.config import ModelConfig
-from qwell.runtime.checkpoint.packed_cache import PackedFile, packed_dir
+from qwell.runtime.checkpoint.packed_cache import PackedFile
+from qwell.runtime.checkpoint.packed_files import packed_dir
 from qwell.runtime.checkpoint.shards import Shards
 from qwell.runtime.checkpoint.weights import PlainWeights, WeightSource
 from qwell.runtime.cpu import count_cores
 from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.errors import EngineStartError, UnsupportedModelError
 from qwell.runtime.kv_cache import BLOCK_SIZE, KVCache, allocate, blocks_for, bytes_per_token
+from qwell.runtime.largest_step import largest_decode, largest_step
 from qwell.runtime.memory import gpu_cache_budget, host_cache_budget
 from qwell.runtime.messages import EngineInfo
 from qwell.runtime.models.dense import (
@@ -35,8 +35,6 @@ from qwell.runtime.models.dense import (
 )
 from qwell.runtime.models.registry import read_model_config
 from qwell.runtime.precision import Precision, choose_precision, dtype_name
-from qwell.runtime.sampling_params import SamplingParams
-from qwell.runtime.sequence import Chunk, Sequence
 
 if TYPE_CHECKING:
     from qwell.kernels.native.runner import Runner
@@ -89,6 +87,7 @@ def load_model(
         CheckpointError, UnsupportedModelError: what is wrong with the checkpoint.
         EngineStartError: the device, dtype or memory asked for cannot be had.
     """
+    options.check()
     folder = Path(options.model)
     family, config = read_model_config(folder)
     wanted = options.max_model_len or config.max_position
@@ -97,12 +96,6 @@ def load_model(
             f"max_model_len {wanted} is more than the {config.max_position} tokens that "
             f"{folder} supports ({config.max_position_reason})"
         )
-    if not 0.0 < options.gpu_memory_utilization <= 1.0:
-        raise EngineStartError(
-            f"gpu_memory_utilization is {options.gpu_memory_utilization}; it must be in (0, 1]"
-        )
-    if options.threads is not None and options.threads < 1:
-        raise EngineStartError(f"threads is {options.threads}; it must be at least 1")
     device = pick_device(options.device)
     overrides = {**options.kernels, **(kernels or {})}
     precision = choose_precision(options, config.dtype, device, overrides)
@@ -123,7 +116,14 @@ def load_model(
         weights = _open_weights(options, family.names, config, precision, device)
         decoder = load_dense(weights, family.names, config, ops, fused, wanted, device)
         num_blocks = _pool_blocks(options, decoder, wanted, precision.cache, device)
-        cache = allocate(config, num_blocks, precision.cache, device, ops)
+        gib = num_blocks * BLOCK_SIZE * bytes_per_token(config, precision.cache) / 2**30
+        try:
+            cache = allocate(config, num_blocks, precision.cache, device, ops)
+        except OSError as error:
+            raise EngineStartError(
+                f"the KV cache of {num_blocks * BLOCK_SIZE} tokens takes {gib:.1f} GiB, which "
+                f"cannot be had ({error.strerror}); lower kv_cache_tokens (--kv-cache-tokens)"
+            ) from error
     if is_native(ops):
         # What is left for torch is small, and its threads would get in the way of ours.
         torch.set_num_threads(1)
@@ -143,7 +143,7 @@ def load_model(
         "KV cache: %d tokens in %s (%.2f GiB), sequences of up to %d tokens",
         num_blocks * BLOCK_SIZE,
         dtype_name(precision.cache),
-        num_blocks * BLOCK_SIZE * bytes_per_token(config, precision.cache) / 2**30,
+        gib,
         max_model_len,
     )
     return LoadedModel(
@@ -223,15 +223,15 @@ def _pool_blocks(
     device: torch.device,
 ) -> int:
     """Blocks of the cache pool: as asked, else all sequences at full length or what fits."""
-    if options.kv_cache_tokens is not None:
-        tokens = options.kv_cache_tokens
+    if device.type == "cuda":
+        kinds = (largest_step,) if options.eager else (largest_step, largest_decode)
+        steps = [partial(kind, options, decoder, cache_dtype, device) for kind in kinds]
+        budget = gpu_cache_budget(device, options.gpu_memory_utilization, steps)
     else:
-        if device.type == "cuda":
-            step = partial(largest_step, options, decoder, cache_dtype, device)
-            budget = gpu_cache_budget(device, options.gpu_memory_utilization, step)
-        else:
-            budget = host_cache_budget()
-        fitting = budget // bytes_per_token(decoder.config, cache_dtype)
+        budget = host_cache_budget()
+    fitting = budget // bytes_per_token(decoder.config, cache_dtype)
+    tokens = options.kv_cache_tokens
+    if tokens is None:
         tokens = min(options.max_num_seqs * max_model_len, fitting)
     least = min(MIN_CACHE_TOKENS, max_model_len)
     if options.max_model_len is not None:
@@ -243,19 +243,3 @@ def _pool_blocks(
             "(--max-model-len)"
         )
     return blocks_for(tokens)
-
-
-def largest_step(
-    options: EngineOptions, decoder: DenseDecoder, cache_dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """Run the step that takes most memory, over a cache of its own; its logits [R, V].
-
-    It has max_batch_tokens tokens and as many rows of logits as sequences may run.
-    """
-    length = min(options.max_batch_tokens, len(decoder.cos_sin))
-    cache = allocate(decoder.config, blocks_for(length), cache_dtype, device, decoder.ops)
-    blocks = list(range(blocks_for(length)))
-    sequence = Sequence("", [0] * length, length, SamplingParams(), seed=0, blocks=blocks)
-    batch = build_batch([Chunk(sequence, 0, length)], BLOCK_SIZE, device, all_logits=True)
-    rows = min(options.max_num_seqs, length)
-    return decoder.forward(replace(batch, logit_rows=batch.logit_rows[:rows]), cache)

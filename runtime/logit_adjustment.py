@@ -33,11 +33,10 @@ class LogitAdjustment:
         num_prompt_tokens: int,
         late_ids: Collection[int],
     ) -> None:
-        """Of a sequence with these tokens; `late_ids` may not come before `min_tokens` others."""
+        """Of a sequence with these tokens; `late_ids` can be held back."""
         penalised = params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
         self.counts_tokens = penalised or params.repetition_penalty != 1.0
         self.only_listed = params.allowed_token_ids is not None
-        self._min_tokens = params.min_tokens if late_ids else 0
         self._places: dict[int, int] = {}
         # Parallel to the places; the rest is room to grow.
         self._ids: Ints = np.empty(16, dtype=np.int32)
@@ -57,20 +56,20 @@ class LogitAdjustment:
         for token_id in token_ids[num_prompt_tokens:]:
             self.generated(token_id)
 
-    def acts(self, num_generated: int) -> bool:
-        """Whether it changes any logit of the next token, with so many generated."""
-        return self._lasts or num_generated < self._min_tokens
+    def acts(self, *, holds_back: bool) -> bool:
+        """Whether it changes any logit of the next token."""
+        return self._lasts or (holds_back and bool(self._late_places))
 
     def generated(self, token_id: int) -> None:
         """Count a token."""
         if self.counts_tokens:
             self._count(token_id, 1)
 
-    def listed(self, num_generated: int) -> tuple[Ints, Ints, Floats]:
+    def listed(self, *, holds_back: bool) -> tuple[Ints, Ints, Floats]:
         """Ids [n], counts and biases for the next token; to be read before the next `generated`."""
         size = len(self._places)
         biases = self._biases[:size]
-        if num_generated < self._min_tokens:
+        if holds_back:
             biases = biases.copy()
             biases[self._late_places] = -math.inf
         return self._ids[:size], self._counts[:size], biases
@@ -109,4 +108,4 @@ def adjustment_of(
 ) -> LogitAdjustment | None:
     """That of a sequence with these tokens, or None where its parameters ask for none."""
     adjustment = LogitAdjustment(params, token_ids, num_prompt_tokens, late_ids)
-    return adjustment if adjustment.acts(0) else None
+    return adjustment if adjustment.acts(holds_back=params.min_tokens > 0) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -20,24 +20,30 @@ def host_cache_budget() -> int:
     return int(_free_host_bytes() * CPU_SHARE)
 
 
-def gpu_cache_budget(device: torch.device, utilization: float, step: Callable[[], object]) -> int:
+def gpu_cache_budget(
+    device: torch.device, utilization: float, steps: Sequence[Callable[[], object]]
+) -> int:
     """Bytes of a GPU that the KV cache may take, once the weights are loaded.
 
     Args:
         device: the GPU.
         utilization: share of its memory that this process may take in all.
-        step: runs the largest step there is; what it takes at its peak stays free.
+        steps: run the largest steps of each kind; what they take at their peaks stays free for
+            all of them at once, as captured steps keep memory of their own.
     """
+    peak = sum(_peak_bytes(device, step) for step in steps)
     torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(device)
+    log.info("the largest steps take %.2f GiB beside weights and cache", peak / 2**30)
+    return max(0, int(total * utilization) - (total - free) - peak)
+
+
+def _peak_bytes(device: torch.device, step: Callable[[], object]) -> int:
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     step()
     torch.cuda.synchronize(device)
-    peak = torch.cuda.max_memory_allocated(device) - before
-    torch.cuda.empty_cache()
-    free, total = torch.cuda.mem_get_info(device)
-    log.info("the largest step takes %.2f GiB beside weights and cache", peak / 2**30)
-    return max(0, int(total * utilization) - (total - free) - peak)
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def _free_host_bytes() -> int:

@@ -90,20 +90,24 @@ class Logprobs(msgspec.Struct, array_like=True, frozen=True):
 class TokenOutput(msgspec.Struct, frozen=True):
     """New tokens of one request. With a `finish_reason` or an `error` nothing more follows.
 
-    An end-of-sequence id that ended the request is the last of `token_ids`. `cached_tokens` counts
-    the prompt tokens that were found in the prefix cache; it comes with the first token. Requests
-    that ask get `logprobs` of these tokens, and `prompt_logprobs` of the prompt's tokens but the
-    first: piece by piece, in order, the last no later than the first new token. `error` says why
-    a request cannot go on: its grammar and its bans leave no token, or it takes too much.
+    An end-of-sequence id that ended the request is the last of `token_ids`. With the first token
+    come `cached_tokens`, how many of the prompt were found in the prefix cache, and `prefill_s`,
+    the seconds since the request first ran. Requests that ask get `logprobs` of these tokens, and
+    `prompt_logprobs` of the prompt's tokens but the first: piece by piece, in order, the last no
+    later than the first new token. `error` says why a request cannot go on: its grammar and its
+    bans leave no token, or it takes too much. It `is_fault` where that is the model's and not the
+    request's.
     """
 
     request_id: str
     token_ids: list[int]
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
+    prefill_s: float = 0.0
     logprobs: Logprobs | None = None
     prompt_logprobs: Logprobs | None = None
     error: str | None = None
+    is_fault: bool = False
 
 
 class StepStats(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import platform
 import zlib
 from collections.abc import Iterator
@@ -47,6 +48,8 @@ class PrefixFile:
             __version__,
             torch.__version__,
             Shards(Path(options.model)).fingerprint(),
+            # Rotary bases, windows and the like are in no tensor, and config.json is edited.
+            repr(model.config),
             platform.machine() if model.runner is None else model.runner.isa,
             str(model.device),
             str(model.dtype),
@@ -84,6 +87,11 @@ class PrefixFile:
     @torch.inference_mode()
     def load(self, pool: BlockPool, cache: KVCache) -> None:
         """Put what the file holds into the cache, as much as half of it takes."""
+        if not os.access(self._path.parent, os.W_OK):
+            log.warning(
+                "the prefix cache will not be kept in %s: its folder is not there or not writable",
+                self._path,
+            )
         if not self._path.exists():
             return
         try:

@@ -5,7 +5,7 @@ The next step starts before the host knows them: what it needs of them, it takes
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as SequenceOf
 from functools import cached_property
 from types import MappingProxyType
@@ -28,6 +28,7 @@ class SampledIds:
         ids: int32 [S + guesses] on the device, or a list where they are known at once.
         wait: returns the ids once the step has run.
         scores, prompt_scores: return the log-probabilities that the step took, likewise.
+        broken: returns the places of ids that were drawn from no numbers, likewise.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class SampledIds:
         scores: Scores = dict,
         prompt_scores: Scores = dict,
         limits: Mapping[Sequence, int] = MappingProxyType({}),
+        broken: Callable[[], frozenset[int]] = frozenset,
     ) -> None:
         self.sequences = sequences
         self.drafts = [()] * len(sequences) if drafts is None else drafts
@@ -46,6 +48,7 @@ class SampledIds:
         self.scores = scores
         self.prompt_scores = prompt_scores
         self.limits = limits
+        self.broken = broken
 
     @cached_property
     def rows(self) -> dict[Sequence, int]:

@@ -90,7 +90,10 @@ def _adjust(
     sampled: SampledIds | None,
 ) -> None:
     """Penalise, bias and ban, in place."""
-    if not any(s.adjustment is not None and s.adjustment.acts(place) for s, place in rows_of):
+    if not any(
+        s.adjustment is not None and s.adjustment.acts(holds_back=s.holds_back(place))
+        for s, place in rows_of
+    ):
         return
     newest = IdColumn(sampled)
     listed: list[tuple[Ints, Ints, Floats]] = []
@@ -99,7 +102,7 @@ def _adjust(
         if adjustment is None:
             listed.append(_NONE_LISTED)
         else:
-            listed.append(adjustment.listed(place))
+            listed.append(adjustment.listed(holds_back=sequence.holds_back(place)))
         if adjustment is not None and adjustment.counts_tokens and sequence.num_in_flight:
             newest.append_in_flight(sequence)
         else:

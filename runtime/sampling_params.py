@@ -11,6 +11,8 @@ from qwell.runtime.grammar import Grammar
 from qwell.runtime.thinking import Thinking
 
 MAX_STOP_STRINGS = 16
+# They are prepared for every choice of a request, in the process that serves all others.
+MAX_STOP_CHARACTERS = 1024
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 100.0
 MAX_PENALTY = 2.0
@@ -38,7 +40,8 @@ class SamplingParams:
         allowed_token_ids: the only ids that may be generated; None allows all.
         bad_token_ids: ids that are never generated.
         min_tokens: as long as there are fewer, no id that ends the text is generated, nor one of
-            the model's own end-of-sequence ids that is ignored. Stop strings end it all the same.
+            the model's own end-of-sequence ids that is ignored. Where a grammar leaves no other,
+            it comes and does not end the text. Stop strings end it all the same.
         seed: same seed, prompt and parameters give the same tokens; None draws one.
         stop: strings that end the text; they are not part of it.
         include_stop_str_in_output: they are part of it.
@@ -104,6 +107,9 @@ class SamplingParams:
         count = len(self.stop)
         _require(count <= MAX_STOP_STRINGS, "stop", f"at most {MAX_STOP_STRINGS} strings", count)
         _require(all(self.stop), "stop", "a list of non-empty strings", list(self.stop))
+        longest = max(map(len, self.stop), default=0)
+        allowed = f"strings of at most {MAX_STOP_CHARACTERS} characters"
+        _require(longest <= MAX_STOP_CHARACTERS, "stop", allowed, longest)
 
         for name in ("logprobs", "prompt_logprobs"):
             top = getattr(self, name)

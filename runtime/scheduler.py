@@ -25,6 +25,10 @@ from qwell.runtime.block_pool import BlockPool
 from qwell.runtime.kv_cache import BLOCK_SIZE, blocks_for
 from qwell.runtime.sequence import Chunk, Sequence
 
+MOST_SCORED = 512
+"""Most prompt tokens of a step whose log-probabilities are taken: each has a row of logits, of
+600 KB for a vocabulary of 151936."""
+
 Guess = Callable[[list[Sequence]], Mapping[Sequence, SequenceOf[int]]]
 """Tokens that may follow some of the sequences."""
 
@@ -99,7 +103,10 @@ class Scheduler:
         self._behind.discard(sequence)
 
     def schedule(
-        self, prefill_tokens: int | None = None, guess: Guess = _guess_nothing
+        self,
+        prefill_tokens: int | None = None,
+        guess: Guess = _guess_nothing,
+        now_s: float = 0.0,
     ) -> list[Chunk]:
         """The chunks of the next step, every one with its blocks; empty without work.
 
@@ -110,6 +117,7 @@ class Scheduler:
                 the step has room for.
             guess: gives tokens to follow some of those that decode; taken as far as there is room,
                 in the cache without taking it from others, in the step up to half of it.
+            now_s: when the step begins, for those that start with it.
         """
         decoding = [s for s in self._running if s.num_uncomputed == 1]
         drafts = guess(decoding)
@@ -129,7 +137,7 @@ class Scheduler:
         if decoding and prefill_tokens is not None:
             budget = min(budget, prefill_tokens)
         if budget > 0:
-            self._admit()
+            self._admit(now_s)
             if len(self._running) > len(decoding):
                 served = set(decoding)
                 chunks += _shares([s for s in self._running if s not in served], budget)
@@ -193,7 +201,7 @@ class Scheduler:
         if place < len(self._waiting) and self._waiting[place] is sequence:
             del self._waiting[place]
 
-    def _admit(self) -> None:
+    def _admit(self, now_s: float) -> None:
         """Let waiting sequences in, in their order, while there is room for all that one has."""
         self._is_full = False
         if not self._waiting:
@@ -216,7 +224,7 @@ class Scheduler:
                 self._is_full = True
                 break
             del self._waiting[place]
-            self._start(sequence, found)
+            self._start(sequence, found, now_s)
             first = sequence if first is None else min(first, sequence, key=_order)
 
     def _is_worth_waiting(self, sequence: Sequence, first: Sequence | None) -> bool:
@@ -234,7 +242,7 @@ class Scheduler:
         mine, others = (sequence.priority, sequence.num_tokens), (owner.priority, owner.num_tokens)
         return others <= mine
 
-    def _start(self, sequence: Sequence, found: list[int]) -> None:
+    def _start(self, sequence: Sequence, found: list[int], now_s: float) -> None:
         self._pool.share(found)
         missing = blocks_for(sequence.num_tokens) - len(found)
         sequence.blocks = found + self._pool.take(missing)
@@ -242,6 +250,7 @@ class Scheduler:
         sequence.num_computed = len(found) * BLOCK_SIZE
         if sequence.num_cached_tokens is None:
             sequence.num_cached_tokens = sequence.num_computed
+            sequence.started_s = now_s
             self.num_prompt_tokens += sequence.num_prompt_tokens
             self.num_cached_tokens += sequence.num_computed
         for key in sequence.block_keys[len(found) :]:
@@ -299,12 +308,16 @@ def _usable_keys(sequence: Sequence) -> list[bytes]:
 def _shares(prompts: SequenceOf[Sequence], budget: int) -> list[Chunk]:
     """Half of the budget for the first in order, the rest for the fewest tokens left."""
     first = min(prompts, key=_order)
-    counts = {first: min(first.num_uncomputed, (budget + 1) // 2)}
-    budget -= counts[first]
-    for prompt in sorted(prompts, key=lambda s: (s.priority, s.num_uncomputed, s.arrival)):
-        if budget == 0:
-            break
+    by_size = sorted(prompts, key=lambda s: (s.priority, s.num_uncomputed, s.arrival))
+    counts: dict[Sequence, int] = {}
+    scores = MOST_SCORED
+    for prompt, most in ((first, (budget + 1) // 2), *((s, budget) for s in by_size)):
         given = counts.get(prompt, 0)
-        counts[prompt] = min(prompt.num_uncomputed, given + budget)
-        budget -= counts[prompt] - given
+        more = min(prompt.num_uncomputed - given, most, budget)
+        if prompt.wants_scores:
+            more = min(more, scores)
+            scores -= more
+        if more > 0:
+            counts[prompt] = given + more
+            budget -= more
     return [Chunk(s, s.num_computed, s.num_computed + count) for s, count in counts.items()]

@@ -31,6 +31,7 @@ class Sequence:
         block_keys: names of the blocks that `token_ids` fill, as far as they were needed.
         num_registered: blocks that can be found by their name.
         num_cached_tokens: prompt tokens that were in the cache when it was first admitted.
+        started_s: when that was, by the clock of whoever schedules.
         end_ids: ids that end it.
         late_ids: ids that follow `min_tokens` others at the earliest.
         adjustment: what is done to its logits, if anything is.
@@ -55,6 +56,7 @@ class Sequence:
     block_keys: list[bytes] = field(default_factory=list)
     num_registered: int = 0
     num_cached_tokens: int | None = None
+    started_s: float = 0.0
     adjustment: LogitAdjustment | None = field(init=False)
     constraint: Constraint | None = None
     num_scored: int = 1
@@ -92,6 +94,13 @@ class Sequence:
         """So many tokens after those that are known may be any, whichever come before them."""
         return NO_LIMIT if self.constraint is None else self.constraint.num_free
 
+    def holds_back(self, num_generated: int) -> bool:
+        """Whether `late_ids` are banned from the next logits, with so many generated.
+
+        A mask, where there is one, does it in its own way.
+        """
+        return num_generated < self.params.min_tokens and self.num_free > 0
+
     @property
     def most_guesses(self) -> int:
         """So many tokens may be guessed: what is drawn behind each is free, or can be masked."""
@@ -108,7 +117,8 @@ class Sequence:
     def finish_reason(self) -> FinishReason | None:
         """Why the last known token is the last one; None if it is not."""
         known = len(self.token_ids) - self.num_prompt_tokens
-        if known <= self.params.max_tokens and self.token_ids[-1] in self.end_ids:
+        is_end = self.token_ids[-1] in self.end_ids
+        if is_end and self.params.min_tokens < known <= self.params.max_tokens:
             return "stop"
         return "length" if known >= self.params.max_tokens else None
 

@@ -78,17 +78,18 @@ class Tokenizer:
         Raises:
             RequestError: `text` has half a surrogate pair, which no UTF-8 can hold.
         """
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise RequestError(
-                f"text must be valid Unicode; at index {error.start} it has the lone surrogate "
-                f"{text[error.start]!r}"
-            ) from error
-        if parse_special:
-            # One text, but the batch call: it lets other threads run, `encode` does not.
-            return self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
-        return self._encode_plain(text)
+        _check_unicode(text)
+        return self._ids(text) if parse_special else self._encode_plain(text)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of a text that a model is to go on from; raises as `encode`.
+
+        With the tokens that the checkpoint's tokenizer puts around every text: Qwen's has none,
+        those of models made from Qwen's may begin with one (DeepSeek-R1-Distill-Qwen). Chat
+        templates write it themselves.
+        """
+        _check_unicode(text)
+        return self._ids(text, around=True)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD, unknown ids nothing."""
@@ -107,6 +108,10 @@ class Tokenizer:
         """The id of an added token such as `<|im_end|>`; None if there is no such token."""
         return self._added_ids.get(token)
 
+    def _ids(self, text: str, around: bool = False) -> list[int]:
+        # One text, but the batch call: it lets other threads run, `encode` does not.
+        return self._backend.encode_batch_fast([text], add_special_tokens=around)[0].ids
+
     def _encode_plain(self, text: str) -> list[int]:
         # The library's own switch, `encode_special_tokens`, is state shared by all threads and
         # still matches added tokens that are not special; running its stages one by one is not.
@@ -118,6 +123,16 @@ class Tokenizer:
             pieces = [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
         model = backend.model
         return [token.id for piece in pieces for token in model.tokenize(piece)]
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"text must be valid Unicode; at index {error.start} it has the lone surrogate "
+            f"{text[error.start]!r}"
+        ) from error
 
 
 def _check_byte_level(backend: tokenizers.Tokenizer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -80,8 +81,8 @@ def to_host(values: Tensor) -> Callable[[], list[int]]:
     return wait_for_list
 
 
-def to_host_array(values: Tensor) -> Callable[[], npt.NDArray[np.int32]]:
-    """Start to copy int32 values of any shape to the host; what is returned waits for them."""
+def to_host_array(values: Tensor) -> Callable[[], npt.NDArray[Any]]:
+    """Start to copy values of any shape to the host; what is returned waits for them."""
     if values.device.type != "cuda":
         return values.numpy
     host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
@@ -89,7 +90,7 @@ def to_host_array(values: Tensor) -> Callable[[], npt.NDArray[np.int32]]:
     copied = torch.cuda.Event()
     copied.record(torch.cuda.current_stream(values.device))
 
-    def wait() -> npt.NDArray[np.int32]:
+    def wait() -> npt.NDArray[Any]:
         copied.synchronize()
         return host.numpy()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-import sys
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -13,8 +12,9 @@ import msgspec
 
 from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.messages import FrameReader, FromEngine, ToEngine, encode_frame
+from qwell.runtime.module_command import module_command
 
-WORKER_COMMAND = (sys.executable, "-m", "qwell.runtime.worker")
+WORKER_COMMAND = module_command("qwell.runtime.worker")
 
 _STOP_S = 2.0
 # With a prefix cache to be written to a disk that may be slow.

@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from qwell.runtime.errors import EngineDeadError, QwellError, RequestError
+from qwell.runtime.errors import EngineDeadError, ModelError, QwellError, RequestError
 
 RETRY_AFTER_S = 2
 
@@ -83,6 +83,10 @@ def as_http_error(error: Exception) -> HttpError:
         return HttpError(429, str(error), type="rate_limit_error", code=error.code, headers=headers)
     if isinstance(error, RequestError):
         return HttpError(400, str(error), param=error.param, code=error.code)
+    if isinstance(error, ModelError):
+        # It would be the same again: OpenAI's clients heed the header.
+        headers = {"x-should-retry": "false"}
+        return HttpError(500, str(error), type="server_error", code="model_error", headers=headers)
     if isinstance(error, EngineLoadingError):
         return _unavailable(str(error), "model_loading")
     if isinstance(error, EngineDeadError):

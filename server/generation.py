@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import msgspec
 
-from qwell.runtime.errors import EngineDeadError, RequestError
+from qwell.runtime.errors import EngineDeadError, ModelError, RequestError
 from qwell.runtime.messages import (
     Accepted,
     Add,
@@ -30,13 +30,17 @@ from qwell.server.inbox import Inbox
 
 @dataclass(frozen=True)
 class Job:
-    """One completion to compute; see `Engine.add`. With `tell_ids` its deltas have token ids."""
+    """One completion to compute; see `Engine.add`. With `tell_ids` its deltas have token ids.
+
+    `is_over` is given the text as it comes, and says when no more of it is wanted.
+    """
 
     prompt_ids: list[int]
     params: SamplingParams
     priority: int = 0
     cache_salt: str = ""
     tell_ids: bool = False
+    is_over: Callable[[str], bool] | None = None
 
 
 class ScoredToken(NamedTuple):
@@ -99,8 +103,8 @@ class Generation:
     generation that has started runs until its deltas end or `cancel` is called.
 
     Attributes:
-        completion_tokens: tokens generated so far, of all choices; tokens behind a stop string
-            do not count.
+        completion_tokens: tokens generated so far, of all choices; tokens behind a stop string,
+            or after all that is wanted, do not count.
         cached_tokens: prompt tokens of each choice that were found in the prefix cache, known
             with its first token.
     """
@@ -140,6 +144,7 @@ class Generation:
 
         Raises:
             RequestError: a choice cannot go on: its grammar and its bans leave no token.
+            ModelError: what the model computes for a choice is no answer.
             EngineDeadError: the engine died; nothing more comes.
         """
         running = len(self._choices)
@@ -220,18 +225,20 @@ class Generation:
             raise RuntimeError(f"{choice.request_id}: {event} after it was accepted")
         if event.error is not None:
             choice.ended = True
-            raise RequestError(event.error)
+            raise ModelError(event.error) if event.is_fault else RequestError(event.error)
         self.cached_tokens[index] += event.cached_tokens
         prompt = _told_prompt(choice, event)
         finish_reason = event.finish_reason
         text, length = "", choice.ends[-1] if choice.ends else 0
         scores = event.logprobs.tokens() if event.logprobs else ()
         count = 0
+        is_over = choice.job.is_over
         for token_id in event.token_ids:
-            text += choice.text.push([token_id])
+            added = choice.text.push([token_id])
+            text += added
             choice.ends.append(length + len(text))
             count += 1
-            if choice.text.stopped:
+            if choice.text.stopped or (is_over is not None and is_over(added)):
                 finish_reason = "stop"
                 self.engine.abort(choice.request_id, finish_reason)
                 break
@@ -245,16 +252,17 @@ class Generation:
         if text or tokens or token_ids:
             deltas.append(Delta(index, text, tokens=tokens, token_ids=token_ids))
         if finish_reason is not None:
-            stop_reason = _stop_reason(choice, event) if finish_reason == "stop" else None
+            last_ids = event.token_ids[:count][-1:]
+            stop_reason = _stop_reason(choice, last_ids) if finish_reason == "stop" else None
             deltas.append(Delta(index, "", finish_reason, stop_reason=stop_reason))
         return deltas
 
 
-def _stop_reason(choice: _Running, event: TokenOutput) -> str | int | None:
-    """What the request named and `event` brought, of a choice that has stopped."""
+def _stop_reason(choice: _Running, last_ids: Sequence[int]) -> str | int | None:
+    """What the request named and the last token, if there is one, has brought about: its end."""
     if choice.text.stopped:
         return choice.text.stop_string
-    for token_id in event.token_ids[-1:]:
+    for token_id in last_ids:
         if token_id in choice.job.params.stop_token_ids:
             return token_id
     return None

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import sys
 from collections import OrderedDict
 
 import msgspec
 
 from qwell.runtime.grammar import MAX_GRAMMAR_BYTES, Grammar, unusable
 from qwell.runtime.grammar_check import MAX_CPU_S
+from qwell.runtime.module_command import module_command
 
-_COMMAND = (sys.executable, "-m", "qwell.runtime.grammar_check")
+CHECK_COMMAND = module_command("qwell.runtime.grammar_check")
 _KEPT_ANSWERS = 256
 _MOST_AT_ONCE = 2
 
@@ -50,7 +50,7 @@ async def _problem_of(grammar: Grammar) -> str:
         return f"it has {size} bytes; at most {MAX_GRAMMAR_BYTES} are allowed"
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
-        *_COMMAND, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.DEVNULL
+        *CHECK_COMMAND, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.DEVNULL
     )
     try:
         problem, _ = await process.communicate(msgspec.json.encode(grammar))

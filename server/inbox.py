@@ -64,6 +64,7 @@ def _only_tokens(event: EngineEvent) -> TypeGuard[TokenOutput]:
         event.request_id,
         event.token_ids,
         cached_tokens=event.cached_tokens,
+        prefill_s=event.prefill_s,
         logprobs=event.logprobs,
     )
 
@@ -76,5 +77,6 @@ def _join(earlier: TokenOutput, later: TokenOutput) -> TokenOutput:
         earlier.request_id,
         earlier.token_ids + later.token_ids,
         cached_tokens=earlier.cached_tokens + later.cached_tokens,
+        prefill_s=earlier.prefill_s + later.prefill_s,
         logprobs=logprobs,
     )

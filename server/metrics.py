@@ -59,6 +59,17 @@ class Metrics:
         self.first_token_s = histogram(
             "vllm:time_to_first_token_seconds", "Until the first token.", _FIRST_TOKEN_S
         )
+        self.queue_s = histogram(
+            "vllm:request_queue_time_seconds", "Until the request first ran.", _REQUEST_S
+        )
+        self.prefill_s = histogram(
+            "vllm:request_prefill_time_seconds", "From then to the first token.", _REQUEST_S
+        )
+        self.decode_s = histogram(
+            "vllm:request_decode_time_seconds",
+            "From the first token to the last, for each request that ended.",
+            _REQUEST_S,
+        )
         self.inter_token_s = histogram(
             "vllm:inter_token_latency_seconds",
             "Between two outputs of a request; guessed tokens come several at once.",
@@ -135,7 +146,10 @@ class Watch:
                 metrics.inter_token_s.observe(now - self._last)
             else:
                 self._first = now
-                metrics.first_token_s.observe(now - self._started)
+                first_token_s = now - self._started
+                metrics.first_token_s.observe(first_token_s)
+                metrics.prefill_s.observe(output.prefill_s)
+                metrics.queue_s.observe(max(0.0, first_token_s - output.prefill_s))
                 metrics.prompt_tokens.inc(self._prompt_tokens)
             self._last = now
             self._tokens += count
@@ -151,6 +165,8 @@ class Watch:
         metrics.request_s.observe(time.monotonic() - self._started)
         metrics.request_prompt_tokens.observe(self._prompt_tokens)
         metrics.request_generation_tokens.observe(self._tokens)
+        if self._tokens:
+            metrics.decode_s.observe(self._last - self._first)
         if self._tokens > 1:
             metrics.mean_token_s.observe((self._last - self._first) / (self._tokens - 1))
 

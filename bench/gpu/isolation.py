@@ -50,13 +50,25 @@ class Outcome:
     out_of_time: bool = False
 
 
-def run_isolated(section: Section, ceilings: Ceilings, processes: BaseContext) -> Outcome:
+def run_isolated(
+    section: Section,
+    outcome: Outcome,
+    ceilings: Ceilings,
+    processes: BaseContext,
+    keep: Callable[[], None] = lambda: None,
+) -> Outcome:
     """Run a section; every way in which it can end is an outcome.
 
     A kernel that reads where it must not breaks the GPU for its process, and one that hangs
     cannot be interrupted: the other sections have processes of their own.
+
+    Args:
+        section: what to run.
+        outcome: what becomes of it, which is returned.
+        ceilings: what it judges by.
+        processes: where processes come from.
+        keep: called after every row, with the outcome so far.
     """
-    outcome = Outcome(section.name)
     receiver, sender = processes.Pipe(duplex=False)
     # Stubs give a context no Process: it is a class attribute of the concrete ones.
     process = processes.Process(target=_measure, args=(sender, section, ceilings))  # type: ignore[attr-defined]
@@ -64,7 +76,7 @@ def run_isolated(section: Section, ceilings: Ceilings, processes: BaseContext) -
     process.start()
     sender.close()  # so that the end of the process ends the stream
     try:
-        _receive(receiver, outcome, start + section.limit_seconds)
+        _receive(receiver, outcome, start + section.limit_seconds, keep)
     except EOFError:
         process.join()
         outcome.failure = f"the process ended with status {process.exitcode}"
@@ -75,7 +87,9 @@ def run_isolated(section: Section, ceilings: Ceilings, processes: BaseContext) -
     return outcome
 
 
-def _receive(receiver: Connection, outcome: Outcome, deadline: float) -> None:
+def _receive(
+    receiver: Connection, outcome: Outcome, deadline: float, keep: Callable[[], None]
+) -> None:
     while receiver.poll(max(0.0, deadline - time.monotonic())):
         message = receiver.recv()
         if message is None:
@@ -84,6 +98,7 @@ def _receive(receiver: Connection, outcome: Outcome, deadline: float) -> None:
             outcome.failure = message.text
             return
         outcome.rows.append(message)
+        keep()
     outcome.out_of_time = True
 
 

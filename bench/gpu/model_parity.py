@@ -16,6 +16,11 @@ from qwell.runtime.batch import Batch
 from qwell.runtime.decode_graphs import Capture, DecodeGraphs
 from qwell.runtime.kv_cache import BLOCK_SIZE, blocks_for
 
+# Where a prompt is cut in two.
+_BORDER = 120
+# Sequences beside the five that decode: every number of tokens that linear has settings for.
+_OTHERS = (11, 59, 251, 295)
+
 
 @dataclass(frozen=True)
 class LogitsParity:
@@ -25,7 +30,7 @@ class LogitsParity:
         error: root mean square of the difference, as a share of the logits'.
         reference_error: the same of the reference ops in the model's own dtype: what rounding
             to it costs in any case.
-        equal: bits are those of the same step before it was captured; None if it was not.
+        equal: bits are those of the same tokens in another step; None if there is none.
     """
 
     step: str
@@ -43,14 +48,14 @@ def logits_parity(
     device: torch.device,
     capture: Capture | None,
 ) -> Iterator[LogitsParity]:
-    """Prompts, one of them in two chunks, then decodes, then the same decodes captured.
+    """Prompts, one of them in two chunks, then decodes; then again in steps of other sizes.
 
     Right is what errs at most twice as much as plain torch in the same dtype.
     """
     lengths = (1, 15, 16, 17, 200)
     prompts = [(0, length) for length in lengths]
     decodes = [(length - 1, length) for length in lengths]
-    tokens = sum(map(blocks_for, lengths)) * BLOCK_SIZE
+    tokens = (sum(map(blocks_for, lengths)) + max(_OTHERS)) * BLOCK_SIZE
     model = random_model(config, ops, tokens, tokens, dtype, device)
     exact = random_model(config, REFERENCE, tokens, tokens, torch.float32, device)
     plain = random_model(config, REFERENCE, tokens, tokens, dtype, device)
@@ -63,15 +68,24 @@ def logits_parity(
         ok = error <= max(2 * usual, 1e-5)
         return LogitsParity(step, error, usual, ok, equal)
 
-    for name, pieces in (
-        ("prompts", [*prompts[:-1], (0, 120)]),
-        ("decodes and a second chunk", [*decodes[:-1], (120, lengths[-1])]),
-    ):
-        batch = step_batch(device, pieces, lengths, all_logits=True)
-        yield judge(name, model.decoder.forward(batch, model.cache), batch)
+    batch = step_batch(device, [*prompts[:-1], (0, _BORDER)], lengths, all_logits=True)
+    yield judge("prompts", model.decoder.forward(batch, model.cache), batch)
+    batch = step_batch(device, [*decodes[:-1], (_BORDER, lengths[-1])], lengths, all_logits=True)
+    chunk = model.decoder.forward(batch, model.cache)
+    yield judge("decodes and a second chunk", chunk, batch)
+    batch = step_batch(device, prompts, lengths, all_logits=True)
+    whole = model.decoder.forward(batch, model.cache)
+    rows = lengths[-1] - _BORDER
+    equal = torch.equal(whole[-rows:], chunk[-rows:])
+    yield judge("a prompt whole, against its second chunk", whole, batch, equal)
     batch = step_batch(device, decodes, lengths)
     eager = model.decoder.forward(batch, model.cache)
     yield judge("decode", eager, batch)
+    for others in _OTHERS:
+        beside = step_batch(device, [*decodes, *[(0, 1)] * others], [*lengths, *[1] * others])
+        logits = model.decoder.forward(beside, model.cache)
+        equal = torch.equal(logits[: len(lengths)], eager)
+        yield judge(f"decode beside {others} others", logits, beside, equal)
     if capture is not None:
         graphs = DecodeGraphs(
             model.decoder,

@@ -59,11 +59,14 @@ def _faults(outcomes: Sequence[Outcome]) -> Iterator[str]:
                 yield _parity_fault(row.parity)
         elif isinstance(row, Parity) and not row.ok:
             yield _parity_fault(row)
-        elif isinstance(row, LogitsParity) and not row.ok:
-            yield (
-                f"logits of {row.step}: error {row.error:.2g}, plain torch has "
-                f"{row.reference_error:.2g}"
-            )
+        elif isinstance(row, LogitsParity):
+            if not row.ok:
+                yield (
+                    f"logits of {row.step}: error {row.error:.2g}, plain torch has "
+                    f"{row.reference_error:.2g}"
+                )
+            if row.equal is False:
+                yield f"logits of {row.step}: other bits than in another step"
 
 
 def _parity_fault(row: Parity) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from qwell.bench.gpu.report import is_sound, table
 from qwell.bench.gpu.sections import DTYPE, TOTAL_SECONDS, gpu_sections
 from qwell.bench.work import Ceilings
 from qwell.kernels.registry import build_ops, describe
+from qwell.kernels.triton.launch import check_gpu
 from qwell.runtime.errors import EngineStartError
 
 RESULTS = "gpu.json"
@@ -34,10 +36,11 @@ def run_gpu_bench(folder: Path) -> int:
     """Measure on the GPU, write gpu.json into `folder`, print a table; the exit status.
 
     0 means that every section ran and every result was right. Raises EngineStartError without
-    a GPU.
+    a GPU, KernelError for one that the kernels cannot run on.
     """
     if not torch.cuda.is_available():
         raise EngineStartError("qwell bench gpu needs a GPU, and torch finds none")
+    check_gpu(torch.device("cuda"))
     about = machine()
     spawned = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     outcomes = run_sections(gpu_sections(), TOTAL_SECONDS, spawned, folder, about)
@@ -70,26 +73,40 @@ def run_sections(
 ) -> list[Outcome]:
     """Run the groups one after the other, the sections of a group at once.
 
-    gpu.json is complete after each group.
+    gpu.json is complete after every row: whoever ends the run has what was measured until then.
     """
     folder.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + total_seconds
     outcomes: list[Outcome] = []
+    writing = threading.Lock()
+
+    def keep() -> None:
+        with writing:
+            _write(folder / RESULTS, about, outcomes)
+
     ceilings = UNKNOWN
     for group in groups:
         left = max(0.0, end - time.monotonic())
         limited = [replace(s, limit_seconds=min(s.limit_seconds, left)) for s in group]
-        run = partial(run_isolated, ceilings=ceilings, processes=processes)
+        begun = [Outcome(section.name) for section in group]
+        outcomes += begun
+        run = partial(run_isolated, ceilings=ceilings, processes=processes, keep=keep)
         with ThreadPoolExecutor(len(group)) as pool:
-            for outcome in pool.map(run, limited):
-                outcomes.append(outcome)
+            for outcome in pool.map(run, limited, begun):
                 print(f"{outcome.name}: {_ending(outcome)}", flush=True)
         found = (row for outcome in outcomes for row in outcome.rows)
         ceilings = next((row for row in found if isinstance(row, Ceilings)), UNKNOWN)
-        results = {"machine": about, "sections": [asdict(outcome) for outcome in outcomes]}
-        text = json.dumps(_finite(results), indent=1, allow_nan=False)
-        (folder / RESULTS).write_text(text + "\n")
+        keep()
     return outcomes
+
+
+def _write(file: Path, about: Mapping[str, Any], outcomes: Sequence[Outcome]) -> None:
+    results = {"machine": about, "sections": [asdict(outcome) for outcome in outcomes]}
+    text = json.dumps(_finite(results), indent=1, allow_nan=False)
+    # In one move: a run that is killed does not leave half a file.
+    part = file.with_suffix(".part")
+    part.write_text(text + "\n")
+    part.replace(file)
 
 
 def _ending(outcome: Outcome) -> str:

@@ -10,10 +10,12 @@ from typing import Protocol
 import torch
 
 FLUSH_BYTES = 512 << 20
-"""More than the L2 cache of any GPU: writing so much leaves nothing of a call's inputs in it."""
+"""More than the L2 cache of any GPU: reading so much leaves nothing of a call's inputs in it.
+
+Reading, because what is written stays there, and goes to memory when the call needs the room."""
 
 FLUSHES = 3
-"""Half a millisecond of writing: meanwhile the host has queued the call, whose launches would
+"""Half a millisecond of reading: meanwhile the host has queued the call, whose launches would
 otherwise be measured instead of its kernels."""
 
 
@@ -28,7 +30,7 @@ class CudaTimer:
     """Events on the current stream, around one call at a time."""
 
     def __init__(self, device: torch.device, repeats: int = 15) -> None:
-        self._flushed = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device)
+        self._read = torch.zeros(FLUSH_BYTES // 4, dtype=torch.float32, device=device)
         self._repeats = repeats
 
     def seconds(self, run: Callable[[], object]) -> float:
@@ -41,7 +43,7 @@ class CudaTimer:
     def _lap(self, run: Callable[[], object]) -> tuple[torch.cuda.Event, torch.cuda.Event]:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         for _ in range(FLUSHES):
-            self._flushed.zero_()
+            self._read.amax()
         start.record()
         run()
         end.record()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
 from types import TracebackType
 
@@ -13,6 +12,7 @@ from qwell.bench.model.cases import Case
 from qwell.bench.model.messages import Answer, Failed, Lap, Started
 from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.errors import EngineDeadError, EngineStartError
+from qwell.runtime.module_command import module_command
 
 
 class WorkerProcess:
@@ -30,7 +30,7 @@ class WorkerProcess:
             EngineStartError: what the engine says is wrong.
             EngineDeadError: the process ended without a word.
         """
-        command = [sys.executable, "-m", "qwell.bench.model.worker"]
+        command = module_command("qwell.bench.model.worker")
         start = time.perf_counter()
         self._process = subprocess.Popen(
             [*command, msgspec.json.encode(options).decode()],

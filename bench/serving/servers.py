@@ -7,7 +7,6 @@ import contextlib
 import shlex
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -18,6 +17,7 @@ from typing import IO, Protocol
 import msgspec
 
 from qwell.bench.serving.http_client import Address, ServingError, request
+from qwell.runtime.module_command import module_command
 from qwell.server.options import ServeOptions
 
 PORT = "{port}"
@@ -109,7 +109,7 @@ class StartedServer:
 def qwell_server(options: ServeOptions) -> StartedServer:
     """qwell itself; host and port of the options do not count."""
     options = msgspec.structs.replace(options, host="127.0.0.1")
-    program = (sys.executable, "-m", "qwell.bench.serving.serve")
+    program = module_command("qwell.bench.serving.serve")
     return StartedServer("qwell", (*program, PORT, msgspec.json.encode(options).decode()))
 
 

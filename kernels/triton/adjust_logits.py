@@ -64,8 +64,8 @@ def adjust_logits_kernel(
         x = adjusted(tl.load(x_ptr + newest), once, 0.0, repetition, presence, frequency)
         tl.store(x_ptr + newest, x)
 
+    tl.debug_barrier()  # values are read, and logits overwritten, by other threads than above
     if tl.load(only_listed_ptr + i_row) != 0:
-        tl.debug_barrier()  # other threads read what these overwrite
         for start in range(0, V, BLOCK):
             o_x = start + tl.arange(0, BLOCK)
             tl.store(x_ptr + o_x, tl.full([BLOCK], float("-inf"), tl.float32), mask=o_x < V)

@@ -51,6 +51,12 @@ def attention_decode_kernel(
     i_kv_head, i_sequence = tl.program_id(1), tl.program_id(2).to(tl.int64)
     end = tl.load(lens_ptr + i_sequence)
     first_key = tl.maximum(end - WINDOW, 0) if WINDOW > 0 else 0
+    first_split = first_key // SPLIT + tl.program_id(0)
+    # Padding of captured graphs has no keys; its one split is empty, and its output 0.
+    last_split = tl.maximum(tl.cdiv(end, SPLIT), 1)
+    # Most programs, where a captured graph is sized for the longest sequence possible.
+    if first_split >= last_split:
+        return
 
     NUM_HEADS: tl.constexpr = NUM_KV_HEADS * GROUP
     o_row = tl.arange(0, BLOCK_M)
@@ -64,9 +70,7 @@ def attention_decode_kernel(
     k_ptr += i_kv_head * PAGE * HEAD_DIM
     v_ptr += i_kv_head * PAGE * HEAD_DIM
     table_ptr += i_sequence * table_stride
-    # Padding of captured graphs has no keys; its one split is empty, and its output 0.
-    last_split = tl.maximum(tl.cdiv(end, SPLIT), 1)
-    for i_split in range(first_key // SPLIT + tl.program_id(0), last_split, tl.num_programs(0)):
+    for i_split in range(first_split, last_split, tl.num_programs(0)):
         b_max = tl.full((BLOCK_M,), float("-inf"), tl.float32)
         b_sum = tl.zeros((BLOCK_M,), tl.float32)
         b_acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import shutil
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -47,7 +49,15 @@ def pick(table: Mapping[str, tuple[Row, ...]], arch: str, serves: Callable[[Row]
 
 
 def check_gpu(device: torch.device) -> None:
-    """Refuse GPUs that the kernels cannot run on. Raises KernelError."""
+    """Refuse GPUs that the kernels cannot run on, and a machine without a C compiler.
+
+    Triton has it compile the functions that load and launch kernels. Raises KernelError.
+    """
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        raise KernelError(
+            "Triton needs a C compiler to launch kernels, and there is none; install gcc or "
+            "clang, or name one in the environment variable CC"
+        )
     if torch.version.hip:
         return
     capability = torch.cuda.get_device_capability(device)

@@ -55,7 +55,7 @@ def store_tile(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def add_parts_kernel(
     parts_ptr,
     bias_ptr,

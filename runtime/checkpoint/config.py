@@ -6,19 +6,43 @@ import math
 from dataclasses import dataclass
 
 from qwell.runtime.checkpoint.json_object import JsonObject
-from qwell.runtime.errors import ConfigTypeError, UnsupportedModelError
+from qwell.runtime.errors import ConfigKeyError, ConfigTypeError, UnsupportedModelError
 
 DTYPES = ("bfloat16", "float16", "float32")
 
-# Written by transformers into config.json files; none of them changes the logits.
+# How text is generated, which transformers 4 wrote into config.json when it wrote all it had.
+_GENERATION_KEYS = (
+    "diversity_penalty",
+    "encoder_no_repeat_ngram_size",
+    "length_penalty",
+    "max_length",
+    "min_length",
+    "no_repeat_ngram_size",
+    "num_beam_groups",
+    "num_beams",
+    "num_return_sequences",
+    "repetition_penalty",
+    "temperature",
+    "top_k",
+    "top_p",
+    "typical_p",
+)
+
+# Written by transformers, or who trains with it, into config.json files; none changes the logits.
 GENERIC_KEYS = (
+    *_GENERATION_KEYS,
+    "_attn_implementation",
+    "_attn_implementation_autoset",
+    "_flash_attn_2_enabled",
     "_name_or_path",
     "architectures",
     "attention_dropout",
+    "attn_implementation",
     "auto_map",
     "bos_token_id",
     "chunk_size_feed_forward",
     "eos_token_id",
+    "gradient_checkpointing",
     "id2label",
     "initializer_range",
     "label2id",
@@ -26,10 +50,13 @@ GENERIC_KEYS = (
     "output_attentions",
     "output_hidden_states",
     "pad_token_id",
+    "pretraining_tp",
     "problem_type",
     "return_dict",
     "tokenizer_class",
     "transformers_version",
+    "unsloth_fixed",
+    "unsloth_version",
     "use_cache",
 )
 
@@ -92,8 +119,13 @@ def read_dtype(config: JsonObject) -> str:
     return dtype
 
 
-def read_heads(config: JsonObject, hidden_size: int) -> tuple[int, int, int]:
-    """(query heads, key/value heads, head_dim), consistent with each other."""
+def read_heads(
+    config: JsonObject, hidden_size: int, default_head_dim: int | None
+) -> tuple[int, int, int]:
+    """(query heads, key/value heads, head_dim), consistent with each other.
+
+    `default_head_dim` is the family's; None divides the hidden size among the query heads.
+    """
     num_heads = config.integer("num_attention_heads")
     num_kv_heads = config.integer("num_key_value_heads", default=num_heads)
     if num_heads % num_kv_heads:
@@ -101,7 +133,7 @@ def read_heads(config: JsonObject, hidden_size: int) -> tuple[int, int, int]:
             f"{config.where}: num_attention_heads {num_heads} is not a multiple of "
             f"num_key_value_heads {num_kv_heads}"
         )
-    head_dim = config.integer("head_dim", default=hidden_size // num_heads)
+    head_dim = config.integer("head_dim", default=default_head_dim or hidden_size // num_heads)
     check_head_dim(config, head_dim)
     return num_heads, num_kv_heads, head_dim
 
@@ -164,10 +196,16 @@ def read_windows(config: JsonObject, num_layers: int) -> tuple[int | None, ...]:
     """Sliding windows per layer: `layer_types` decides, else the three older keys."""
     enabled = config.boolean("use_sliding_window", default=False)
     window = config.integer("sliding_window", default=None)
-    first = config.integer("max_window_layers", default=num_layers, minimum=0)
+    first = config.integer("max_window_layers", default=None, minimum=0)
     kinds = config.strings("layer_types", default=None)
     if kinds is None:
-        sliding = [enabled and window is not None and i >= first for i in range(num_layers)]
+        if enabled and (window is None or first is None):
+            # transformers would fill in 4096 and 28, whatever the model was trained with.
+            raise ConfigKeyError(
+                f"{config.where}: use_sliding_window is true, which needs sliding_window and "
+                "max_window_layers"
+            )
+        sliding = [enabled and i >= first for i in range(num_layers)]
         return tuple(window if slides else None for slides in sliding)
     if len(kinds) != num_layers:
         raise ConfigTypeError(

@@ -81,9 +81,13 @@ class JsonObject:
         return tuple(value)
 
     def child(self, *names: str) -> JsonObject | None:
-        """A nested object, None when absent."""
-        value = self._get(names, (dict,), "an object", None)
-        return None if value is None else JsonObject(value, f"{self._place(names)}")
+        """A nested object, None when absent; an empty one counts as absent, too."""
+        self._read.update(names)
+        for name in names:
+            value = self._get((name,), (dict,), "an object", None)
+            if value:
+                return JsonObject(value, self._place((name,)))
+        return None
 
     def require(self, name: str, allowed: Sequence[Any], default: Any) -> None:
         """Refuse any value but the ones that the forward pass computes."""
@@ -102,12 +106,13 @@ class JsonObject:
     def refuse_unread(self) -> None:
         """Refuse what nobody asked for: a key that is ignored may have changed the model.
 
-        Null and false are let pass, they switch a feature off.
+        Null, false and what is empty are let pass, they switch a feature off.
         """
+        off: tuple[Any, ...] = (None, False, "", [], {})
         unread = sorted(
             key
             for key, value in self._values.items()
-            if key not in self._read and value is not None and value is not False
+            if key not in self._read and not any(type(value) is type(o) and value == o for o in off)
         )
         if unread:
             listed = ", ".join(f"{key}={self._values[key]!r}"[:80] for key in unread)

@@ -8,10 +8,14 @@ or of something else is made anew.
 The key stands for the checkpoint's content by size, time of change, header and sampled pages of
 its files, not by all their bytes: reading those would cost what the cache saves. Whoever edits
 weights in place and sets the time of change back must remove the cached file as well.
+
+The name stands for the checkpoint and the format alone: what another version of qwell has packed
+from them is replaced, not kept beside. Whoever has it mapped keeps it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -26,7 +30,7 @@ import torch
 from filelock import FileLock
 
 from qwell.kernels.native.packed import ALIGNMENT, Format, PackedWeight, packed_bytes
-from qwell.runtime.cache_dir import cache_dir
+from qwell.runtime.checkpoint.packed_files import LOCK, PART, WHOLE
 from qwell.runtime.checkpoint.safetensors import SafetensorsFile
 from qwell.runtime.checkpoint.shards import Shards
 from qwell.runtime.errors import CheckpointError
@@ -40,11 +44,6 @@ Matrix = tuple[str, ...]
 """Names of the tensors whose rows make a matrix."""
 
 
-def packed_dir() -> Path:
-    """The folder that the files are kept in."""
-    return cache_dir() / "packed"
-
-
 class PackedFile:
     """A checkpoint's matrices in one format, as a file in `folder` keeps them."""
 
@@ -56,9 +55,10 @@ class PackedFile:
         self._formats = formats
         self._shapes = {names: shards.shape(names) for names in formats}
         layout = {"+".join(names): (formats[names], shape) for names, shape in self._shapes.items()}
-        described = json.dumps([LAYOUT_VERSION, shards.fingerprint(), layout])
-        self._key = hashlib.sha256(described.encode()).hexdigest()
-        self.path = folder / f"{self._key[:32]}-{format_name}.safetensors"
+        fingerprint = shards.fingerprint()
+        self._key = _sha256([LAYOUT_VERSION, fingerprint, layout])
+        self._checkpoint = str(shards.folder.absolute())
+        self.path = folder / f"{_sha256(fingerprint)[:32]}-{format_name}{WHOLE}"
 
     def open(self, threads: int) -> dict[Matrix, PackedWeight] | None:
         """The matrices as views of the file, checked by so many threads; None if it is not sound.
@@ -80,7 +80,7 @@ class PackedFile:
         Raises OSError where the file cannot be kept, a full disk included.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.path.with_suffix(".lock")):
+        with FileLock(self.path.with_suffix(LOCK)):
             if self.path.exists():
                 try:
                     return self._open(threads)
@@ -94,14 +94,21 @@ class PackedFile:
         file = SafetensorsFile(self.path)
         sums = _parse_sums(file)
         names = ["+".join(matrix) for matrix in self._shapes]
-        if list(sums) != names or file.head != self._head(sums):
-            raise CheckpointError(f"{self.path} is not the file of these weights, or is damaged")
+        # A copy of a checkpoint has the file of the folder that it was made from.
+        checkpoint = file.metadata.get("checkpoint", "")
+        if list(sums) != names or file.head != self._head(sums, checkpoint):
+            raise CheckpointError(
+                f"{self.path} is not the file of these weights, of another version, or damaged"
+            )
         file.read_ahead()
         with ThreadPoolExecutor(threads) as pool:
             found = pool.map(lambda name: zlib.crc32(file.stored_bytes(name)), sums)
             damaged = [name for name, crc in zip(sums, found, strict=True) if crc != sums[name]]
         if damaged:
             raise CheckpointError(f"{self.path}: the checksum of {damaged[0]} is wrong")
+        # Says when it was last of use. Where nothing may be written it says when it was made.
+        with contextlib.suppress(OSError):
+            os.utime(self.path)
         return {names: self._view(file, names) for names in self._shapes}
 
     def _view(self, file: SafetensorsFile, names: Matrix) -> PackedWeight:
@@ -113,7 +120,7 @@ class PackedFile:
     def _write(self, pack: Callable[..., PackedWeight]) -> None:
         # Under the lock, so the name needs to be no one else's: what a killed process left there
         # is written over.
-        temporary = self.path.with_suffix(".part")
+        temporary = self.path.with_suffix(PART)
         try:
             with temporary.open("wb") as file:
                 self._write_to(file, pack)
@@ -126,7 +133,7 @@ class PackedFile:
 
     def _write_to(self, file: BinaryIO, pack: Callable[..., PackedWeight]) -> None:
         sums = dict.fromkeys(("+".join(names) for names in self._shapes), 0)
-        file.write(self._head(sums))
+        file.write(self._head(sums, self._checkpoint))
         for names, name in zip(self._shapes, sums, strict=True):
             data = pack(*names).data.numpy().data
             padding = bytes(-len(data) % ALIGNMENT)
@@ -134,12 +141,16 @@ class PackedFile:
             file.write(padding)
             sums[name] = zlib.crc32(padding, zlib.crc32(data))
         file.seek(0)
-        file.write(self._head(sums))
+        file.write(self._head(sums, self._checkpoint))
 
-    def _head(self, sums: Mapping[str, int]) -> bytes:
-        """The head of the file; as long whatever the checksums are."""
+    def _head(self, sums: Mapping[str, int], checkpoint: str) -> bytes:
+        """The head of the file; as long whatever the checksums are.
+
+        `checkpoint` is the folder that it is made from, for whoever looks at it.
+        """
         metadata = {
             "key": self._key,
+            "checkpoint": checkpoint,
             "crc32": json.dumps({name: f"{crc:08x}" for name, crc in sums.items()}),
         }
         header: dict[str, object] = {"__metadata__": metadata}
@@ -156,6 +167,10 @@ class PackedFile:
             end = begin + size + -size % ALIGNMENT
             yield begin, end
             begin = end
+
+
+def _sha256(described: object) -> str:
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
 
 def _parse_sums(file: SafetensorsFile) -> dict[str, int]:

@@ -16,9 +16,11 @@ from qwell.runtime.errors import CheckpointError, UnsupportedModelError
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
+SAMPLED_ROWS = 64
+
 
 class Shards:
-    """Every tensor of a checkpoint folder; each name lives in exactly one file."""
+    """Every tensor of the checkpoint in `folder`; each name lives in exactly one file."""
 
     def __init__(self, folder: Path) -> None:
         """Open and validate all files.
@@ -27,7 +29,7 @@ class Shards:
             CheckpointError: no weights, a damaged file, a tensor that the index and the shards
                 do not agree on, a shard name that leaves the folder.
         """
-        self._folder = folder
+        self.folder = folder
         self._owner: dict[str, SafetensorsFile] = {}
         if (folder / SINGLE).exists():
             file = SafetensorsFile(folder / SINGLE)
@@ -38,6 +40,9 @@ class Shards:
             raise CheckpointError(
                 f"{folder} holds neither {SINGLE} nor {INDEX}; qwell loads safetensors only"
             )
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._owner
 
     def verify(self, expected: Mapping[str, tuple[int, ...]], ignored: Iterable[str] = ()) -> None:
         """Check names, shapes and dtypes before anything is loaded.
@@ -69,7 +74,7 @@ class Shards:
         ]
         if faults:
             raise CheckpointError(
-                f"{self._folder} does not match its config.json; " + "; ".join(faults)
+                f"{self.folder} does not match its config.json; " + "; ".join(faults)
             )
         foreign = [
             f"{name} is {self._owner[name].tensors[name].dtype}"
@@ -78,8 +83,19 @@ class Shards:
         ]
         if foreign:
             raise UnsupportedModelError(
-                f"{self._folder}: supported dtypes are {', '.join(TORCH_DTYPES)}; {_some(foreign)}"
+                f"{self.folder}: supported dtypes are {', '.join(TORCH_DTYPES)}; {_some(foreign)}"
             )
+
+    def looks_like(self, name: str, other: str) -> bool:
+        """Whether two stored tensors have the same shape and, in a sample of their rows, values.
+
+        All rows are not compared: that would take as long as reading both.
+        """
+        if self._owner[name].tensors[name].shape != self._owner[other].tensors[other].shape:
+            return False
+        tensor, others = self.tensor(name), self.tensor(other)
+        step = max(1, len(tensor) // SAMPLED_ROWS)
+        return torch.equal(tensor[::step].float(), others[::step].float())
 
     def load(self, names: Sequence[str], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """The named tensors, concatenated along their first dimension.

@@ -16,6 +16,7 @@ from qwell.runtime.batch import Batch
 from qwell.runtime.checkpoint.config import ModelConfig
 from qwell.runtime.checkpoint.shards import Shards
 from qwell.runtime.checkpoint.weights import WeightSource
+from qwell.runtime.errors import CheckpointError
 from qwell.runtime.kv_cache import KVCache
 from qwell.runtime.layers.attention import Attention
 from qwell.runtime.layers.decoder import DecoderLayer
@@ -64,8 +65,11 @@ class DenseDecoder:
     head: Weight
     cos_sin: Tensor
 
-    def forward(self, batch: Batch, cache: KVCache) -> Tensor:
-        """Logits of the batch's logit_rows, fp32 [R, V]; keys and values go to the cache."""
+    def forward(self, batch: Batch, cache: KVCache, out: Tensor | None = None) -> Tensor:
+        """Logits of the batch's logit_rows, fp32 [R, V]; keys and values go to the cache.
+
+        The logits are in `out`, if it is given.
+        """
         ops = self.ops
         x = ops.embedding(batch.input_ids, self.embedding)
         residual: Tensor | None = None
@@ -78,7 +82,8 @@ class DenseDecoder:
         if residual is not None:
             residual = ops.embedding(batch.logit_rows, residual)
         x, _ = ops.rms_norm(x, self.final_norm, self.config.rms_norm_eps, residual)
-        return ops.linear(x, self.head).float()
+        logits = ops.linear(x, self.head)
+        return logits.float() if out is None else out.copy_(logits)
 
 
 def _is_small_decode(batch: Batch) -> bool:
@@ -97,6 +102,13 @@ def verify_dense(shards: Shards, names: TensorNames, config: ModelConfig) -> Non
         # Some writers store the tied head a second time.
         ignored.append(names.head)
     shards.verify(expected_shapes(names, config), ignored)
+    stored_twice = config.tie_word_embeddings and names.head in shards
+    if stored_twice and not shards.looks_like(names.head, names.embedding):
+        # A head that was trained apart; programs differ in which of the two they obey.
+        raise CheckpointError(
+            f"{names.head} is stored and is not {names.embedding}, though tie_word_embeddings in "
+            "config.json says that they are one; set it to false to compute with the stored head"
+        )
 
 
 def load_dense(

@@ -36,14 +36,22 @@ def read_config(config: JsonObject) -> ModelConfig:
 
 
 def read_dense_config(
-    config: JsonObject, architecture: str, *, qkv_bias: bool, qk_norm: bool
+    config: JsonObject,
+    architecture: str,
+    *,
+    qkv_bias: bool,
+    qk_norm: bool,
+    head_dim: int | None = None,
 ) -> ModelConfig:
-    """The keys that Qwen2 and Qwen3 share; the two flags are all that tells them apart."""
+    """The keys that Qwen2 and Qwen3 share; the two flags are all that tells them apart.
+
+    `head_dim` is that of files which do not say; None is hidden_size / num_attention_heads.
+    """
     config.require("hidden_act", ("silu",), default="silu")
     config.ignore(*GENERIC_KEYS)
     hidden_size = config.integer("hidden_size")
     num_layers = config.integer("num_hidden_layers")
-    num_heads, num_kv_heads, head_dim = read_heads(config, hidden_size)
+    num_heads, num_kv_heads, head_dim = read_heads(config, hidden_size, head_dim)
     trained = config.integer("max_position_embeddings")
     rope = read_rope(config, trained)
     max_position, reason = trained, f"max_position_embeddings is {trained}"

@@ -9,6 +9,7 @@ from qwell.runtime.checkpoint.json_object import JsonObject
 from qwell.runtime.models import qwen2
 
 ARCHITECTURE = "Qwen3ForCausalLM"
+DEFAULT_HEAD_DIM = 128
 
 NAMES = replace(qwen2.NAMES, q_norm="self_attn.q_norm.weight", k_norm="self_attn.k_norm.weight")
 
@@ -16,4 +17,6 @@ NAMES = replace(qwen2.NAMES, q_norm="self_attn.q_norm.weight", k_norm="self_attn
 def read_config(config: JsonObject) -> ModelConfig:
     """ModelConfig of a Qwen3 checkpoint."""
     config.require("attention_bias", (False,), default=False)
-    return qwen2.read_dense_config(config, ARCHITECTURE, qkv_bias=False, qk_norm=True)
+    return qwen2.read_dense_config(
+        config, ARCHITECTURE, qkv_bias=False, qk_norm=True, head_dim=DEFAULT_HEAD_DIM
+    )

@@ -20,13 +20,15 @@ def call_grammar(
     """What an answer has to be; None where it may be anything.
 
     An answer that has to call consists of calls. One that may is free but for the calls
-    themselves, if any function is strict; with a form of `content` it has that, or is calls.
+    themselves, if any function is strict or not all may be called; with a form of `content` it
+    has that, or is calls.
 
     Raises:
         RequestError: a function has parameters that the format cannot be held to, or `content`
             a form that cannot stand beside calls.
     """
-    if content is None and not tools.must_call and not any(f.strict for f in tools.functions):
+    is_held = tools.must_call or tools.declared or any(f.strict for f in tools.functions)
+    if content is None and not is_held:
         return None
     if content is not None and tools.must_call:
         raise RequestError(

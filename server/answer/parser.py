@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from qwell.server.answer.reading import CallArguments, Content, Piece, Reader, Reasoning, Source
@@ -35,10 +36,12 @@ class AnswerParser:
     Attributes:
         thought_chars: how many characters thinking took up, its tags included; 0 until the
             thinking or the text has ended.
+        is_over: the only call that there is to be has come; more text is dropped.
     """
 
     def __init__(self, form: AnswerForm) -> None:
         self.thought_chars = 0
+        self.is_over = False
         self._source = Source()
         self._reader = self._read(form)
 
@@ -69,11 +72,26 @@ class AnswerParser:
         self.thought_chars = source.taken
         if form.calls is not None:
             yield from read_calls(source, form.calls, one_only=form.one_call)
+            self.is_over = form.one_call
         while not source.ended or source.rest:
-            if source.rest:
-                yield Content(source.take(len(source.rest)))
-            else:
-                yield None
+            text = source.take(len(source.rest))
+            yield Content(text) if text and not self.is_over else None
+
+
+def end_of_answer(form: AnswerForm) -> Callable[[str], bool] | None:
+    """Takes the text of one answer as it comes; true once no more of it is wanted.
+
+    None where all of an answer is wanted, however long it gets.
+    """
+    if form.calls is None or not form.one_call:
+        return None
+    parser = AnswerParser(form)
+
+    def is_over(text: str) -> bool:
+        parser.push(text)
+        return parser.is_over
+
+    return is_over
 
 
 def _joined(first: Piece, second: Piece) -> list[Piece]:

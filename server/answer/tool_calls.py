@@ -38,10 +38,9 @@ class CallFormat(Protocol):
 
 
 def read_calls(source: Source, calls: CallFormat, *, one_only: bool) -> Reader[None]:
-    """Read text with calls in it, to the end.
+    """Read text with calls in it, to the end, or with `one_only` to that of the first call.
 
-    White space before a call, or between the last call and the end, is dropped. With `one_only`
-    so is all that follows the first call.
+    White space before a call, or between the last call and the end, is dropped.
     """
     called = False
     while tag := (yield from _read_text(source, (OPEN, *calls.starts), called)):
@@ -51,10 +50,10 @@ def read_calls(source: Source, calls: CallFormat, *, one_only: bool) -> Reader[N
         called = yield from calls.read_call(source)
         if not called:
             yield Content(gap if tag == OPEN else gap + source.take(len(tag)))
-        elif one_only:
-            yield from _drop(source)
         else:
             yield from _skip_close(source)
+            if one_only:
+                return
 
 
 def _read_text(source: Source, tags: tuple[str, ...], called: bool) -> Reader[str]:
@@ -89,10 +88,4 @@ def _skip_close(source: Source) -> Reader[None]:
             return
         if source.ended or overlap(text, CLOSE) < len(text):
             return
-        yield None
-
-
-def _drop(source: Source) -> Reader[None]:
-    while not source.ended:
-        source.take(len(source.rest))
         yield None

@@ -35,6 +35,7 @@ from qwell.server.answer.reading import (
     Source,
     read_until,
 )
+from qwell.server.answer.xml_texts import ANNOTATIONS, held_text
 from qwell.server.protocol.tools import FunctionSpec
 
 _START = "<function="
@@ -47,7 +48,6 @@ _END_OF_VALUE = "</parameter>"
 _NAME = re.compile(r"[^<>\n]+")
 # A text ends with the first closing tag, whatever else it is.
 _TEXT_RULE = r"text[lazy]: /(?s:.*)<\/parameter>/"
-_SAYS_ENOUGH = {"type", "title", "description", "default", "examples"}
 _FEW_VALUES: Mapping[str, list[Any]] = {"null": [None], "boolean": [True, False]}
 # The templates write values of JSON as Python does, and so do models that have learnt from them.
 _PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
@@ -96,8 +96,12 @@ class XmlCalls:
 
     def grammar(self) -> str:
         """See `CallFormat`. Parameters come in the order of their declaration."""
-        calls = [_call_rule(function, self._types[function.name]) for function in self._functions]
-        return f"{lark_choice('call', calls)}\n{_TEXT_RULE}"
+        texts: dict[str, str] = {}
+        calls = [
+            _call_rule(function, self._types[function.name], texts) for function in self._functions
+        ]
+        held = (f"{name}: {terminal}" for terminal, name in texts.items())
+        return "\n".join([lark_choice("call", calls), _TEXT_RULE, *held])
 
 
 def _read_tag(source: Source, tag: re.Pattern[str], start: str) -> Reader[re.Match[str] | None]:
@@ -161,7 +165,8 @@ def _value(text: str, types: frozenset[str]) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _call_rule(function: FunctionSpec, types: ParameterTypes) -> str:
+def _call_rule(function: FunctionSpec, types: ParameterTypes, texts: dict[str, str]) -> str:
+    """A call; the terminals that it needs are added to `texts`, with their names."""
     schema = function.parameters or {}
     required = schema.get("required", [])
     parts = [lark_text(f"\n<function={function.name}>\n")]
@@ -169,13 +174,15 @@ def _call_rule(function: FunctionSpec, types: ParameterTypes) -> str:
         if not _NAME.fullmatch(name):
             raise ValueError(f"{function.name}: the parameter {name!r} cannot be written")
         begin, end = lark_text(f"<parameter={name}>\n"), lark_text("\n")
-        value = _value_rule(function, name, types.of(name))
+        value = _value_rule(function, name, types.of(name), texts)
         parts.append(f"({begin} {value} {end}){'' if name in required else '?'}")
     return " ".join([*parts, lark_text("</function>\n")])
 
 
-def _value_rule(function: FunctionSpec, name: str, types: frozenset[str]) -> str:
-    """A value and its closing tag. Of texts little can be said but which ones there are."""
+def _value_rule(
+    function: FunctionSpec, name: str, types: frozenset[str], texts: dict[str, str]
+) -> str:
+    """A value and its closing tag. Little can be said of texts that are not listed."""
     root = function.parameters or {}
     schema = resolved(root.get("properties", {}).get(name), root)
     end = f"\n{_END_OF_VALUE}"
@@ -184,17 +191,25 @@ def _value_rule(function: FunctionSpec, name: str, types: frozenset[str]) -> str
         value = lark_json({**definitions, **schema}, strict=bool(function.strict))
         return f"{value} {lark_text(end)}"
     parts = [resolved(part, root) for part in schema.get("anyOf", [])] or [schema]
-    listed = [_listed(part) for part in parts]
-    if all(values is not None for values in listed):
-        values = [value for values in listed for value in values or ()]
-        return f"({' | '.join(lark_text(_written(value) + end) for value in values)})"
-    said = {key for part in parts for key in part} | (schema.keys() - {"anyOf"})
-    if function.strict and not said <= _SAYS_ENOUGH:
-        raise ValueError(
-            f"{function.name} is strict, but the format of this model cannot be held to more than "
-            f"the type and the enum of a text; the parameter {name!r} says more"
-        )
-    return "text"
+    values = [value for part in parts for value in _listed(part) or ()]
+    rules = [lark_text(_written(value) + end) for value in values]
+    others = [part for part in parts if _listed(part) is None]
+    beside = schema.keys() - {"anyOf"} if schema not in parts else set()
+    said = {key for part in parts for key in part} | beside
+    if others and (not function.strict or said <= ANNOTATIONS):
+        return "text"
+    # What is read as JSON may be another number than those listed, but no other null.
+    can_be_held = beside <= ANNOTATIONS and all(v is None or isinstance(v, str) for v in values)
+    for part in others:
+        terminal = held_text(part) if can_be_held else None
+        if terminal is None:
+            raise ValueError(
+                f"{function.name} is strict, but a text in the format of this model can be held to "
+                "enum, const, minLength and maxLength up to 256, or the format date, time, "
+                f"date-time or uuid alone; the parameter {name!r} says more"
+            )
+        rules.append(texts.setdefault(terminal, f"TEXT{len(texts)}"))
+    return f"({' | '.join(rules)})"
 
 
 def _listed(schema: Mapping[str, Any]) -> list[Any] | None:

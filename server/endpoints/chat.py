@@ -18,7 +18,7 @@ from qwell.runtime.messages import EngineInfo
 from qwell.runtime.thinking import Thinking, thinking_of
 from qwell.server.answer.call_grammar import call_grammar
 from qwell.server.answer.forms import answer_form, call_format
-from qwell.server.answer.parser import AnswerForm
+from qwell.server.answer.parser import AnswerForm, end_of_answer
 from qwell.server.answer.reasoning import OPEN
 from qwell.server.generation import Delta, Generation, Job, check_prompt_fits
 from qwell.server.json_body import JsonResponse, read_json
@@ -97,7 +97,9 @@ async def create_chat_completion(service: Service, request: Request) -> Response
     answer_id, created = new_id("chatcmpl"), int(time.time())
     fingerprint = system_fingerprint(info)
     place, tell_ids = place_of(body), bool(body.return_token_ids)
-    jobs = [Job(prompt.ids, choice, *place, tell_ids) for choice in params]
+    jobs = [
+        Job(prompt.ids, choice, *place, tell_ids, end_of_answer(prompt.form)) for choice in params
+    ]
     generation = Generation(service.engine, service.text.tokenizer, jobs, prompt_param="messages")
     await generation.start()
     parts = [ChoiceParts(prompt.form, legacy=prompt.legacy) for _ in jobs]

@@ -98,7 +98,7 @@ def _usage(generation: Generation, prompt_tokens: int, choices_each: int) -> Usa
 
 def _encode(tokenizer: Tokenizer, prompts: Sequence[str | list[int]]) -> list[list[int]]:
     encoded = [
-        tokenizer.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts
+        tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else prompt for prompt in prompts
     ]
     for index, prompt_ids in enumerate(encoded):
         if not prompt_ids:

@@ -29,7 +29,8 @@ async def tokenize(service: Service, request: Request) -> JsonResponse:
     if body.model is not None:
         service.check_model(body.model)
     tokenizer = service.text.tokenizer
-    tokens = await asyncio.to_thread(tokenizer.encode, body.prompt)
+    encode = tokenizer.encode if body.add_special_tokens is False else tokenizer.encode_prompt
+    tokens = await asyncio.to_thread(encode, body.prompt)
     strings = None
     if body.return_token_strs:
         strings = await asyncio.to_thread(_strings, tokenizer, tokens)

@@ -16,7 +16,8 @@ TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 class TokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A text to encode as /v1/completions would.
 
-    `add_special_tokens` changes nothing: Qwen's tokenizers add none around a text.
+    `add_special_tokens` false leaves out what the tokenizer puts around a text, which is nothing
+    with Qwen's own.
     """
 
     model: str | None = None

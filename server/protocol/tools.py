@@ -40,11 +40,25 @@ class NamedFunction(msgspec.Struct, forbid_unknown_fields=True):
     name: FunctionName
 
 
-class NamedTool(msgspec.Struct, forbid_unknown_fields=True):
+class NamedTool(msgspec.Struct, tag_field="type", tag="function", forbid_unknown_fields=True):
     """`tool_choice` of one function."""
 
-    type: Literal["function"]
     function: NamedFunction
+
+
+class AllowedSet(msgspec.Struct, forbid_unknown_fields=True):
+    """Some of the declared functions, of which one may be called, or has to be."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Meta(min_length=1, max_length=MAX_TOOLS)]
+
+
+class AllowedTools(
+    msgspec.Struct, tag_field="type", tag="allowed_tools", forbid_unknown_fields=True
+):
+    """`tool_choice` of some functions. The model is told of all, so that prompts stay the same."""
+
+    allowed_tools: AllowedSet
 
 
 class CalledFunction(msgspec.Struct, forbid_unknown_fields=True):
@@ -83,7 +97,7 @@ _MAPS_OF_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
 _LISTS_OF_SCHEMAS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _SCHEMAS = ("items", "additionalProperties", "not")
 
-ToolChoice = Literal["none", "auto", "required"] | NamedTool
+ToolChoice = Literal["none", "auto", "required"] | NamedTool | AllowedTools
 FunctionChoice = Literal["none", "auto"] | NamedFunction
 
 
@@ -96,12 +110,14 @@ class ToolUse:
         must_call: the answer has to be a call.
         one_call: it has one call at most.
         legacy: they came as `functions`, and a call is answered as `function_call`.
+        declared: what the model is told of, where that is more than it may call.
     """
 
     functions: Sequence[FunctionSpec] = ()
     must_call: bool = False
     one_call: bool = False
     legacy: bool = False
+    declared: Sequence[FunctionSpec] = ()
 
     @property
     def param(self) -> str:
@@ -116,7 +132,8 @@ class ToolUse:
     @property
     def for_template(self) -> list[dict[str, Any]] | None:
         """The declarations in the form that the models were trained on."""
-        return [_for_template(function) for function in self.functions] or None
+        told = self.declared or self.functions
+        return [_for_template(function) for function in told] or None
 
 
 def used_tools(
@@ -130,17 +147,18 @@ def used_tools(
     """
     functions = [tool.function for tool in tools or ()]
     _check_functions(functions, "tools", "tools[{}].function")
-    name = choice.function.name if isinstance(choice, NamedTool) else None
-    chosen = _chosen(functions, name, "tool_choice", "tools")
-    must_call = choice == "required" or name is not None
+    names, must_call = _wanted(choice)
+    chosen = _chosen(functions, names, "tool_choice", "tools")
     if must_call and not functions:
         raise RequestError(
             "tool_choice asks for a call, but no tools are given", param="tool_choice"
         )
+    is_part = isinstance(choice, AllowedTools) and len(chosen) < len(functions)
     return ToolUse(
         () if choice == "none" else chosen,
         must_call=must_call,
-        one_call=parallel is False or name is not None,
+        one_call=parallel is False or isinstance(choice, NamedTool),
+        declared=functions if is_part else (),
     )
 
 
@@ -151,7 +169,7 @@ def used_functions(
     functions = functions or ()
     _check_functions(functions, "functions", "functions[{}]")
     name = choice.name if isinstance(choice, NamedFunction) else None
-    chosen = _chosen(functions, name, "function_call", "functions")
+    chosen = _chosen(functions, None if name is None else [name], "function_call", "functions")
     return ToolUse(
         () if choice == "none" else chosen,
         must_call=name is not None,
@@ -160,13 +178,26 @@ def used_functions(
     )
 
 
+def _wanted(choice: ToolChoice | None) -> tuple[Sequence[str] | None, bool]:
+    """Which functions may be called, None for all of them, and whether one has to be."""
+    if isinstance(choice, NamedTool):
+        return [choice.function.name], True
+    if isinstance(choice, AllowedTools):
+        allowed = choice.allowed_tools
+        return [tool.function.name for tool in allowed.tools], allowed.mode == "required"
+    return None, choice == "required"
+
+
 def _chosen(
-    functions: Sequence[FunctionSpec], name: str | None, param: str, declared_in: str
+    functions: Sequence[FunctionSpec], names: Sequence[str] | None, param: str, declared_in: str
 ) -> Sequence[FunctionSpec]:
-    chosen = [function for function in functions if name in (None, function.name)]
-    if name is not None and not chosen:
-        raise RequestError(f"{param}: no {name!r} is declared in {declared_in}", param=param)
-    return chosen
+    if names is None:
+        return functions
+    declared = {function.name for function in functions}
+    for name in names:
+        if name not in declared:
+            raise RequestError(f"{param}: no {name!r} is declared in {declared_in}", param=param)
+    return [function for function in functions if function.name in names]
 
 
 def _check_functions(functions: Sequence[FunctionSpec], param: str, path: str) -> None:

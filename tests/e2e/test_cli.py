@@ -86,6 +86,7 @@ def test_serve_takes_the_names_of_the_demo_server(qwell: Run) -> None:
         (["serve", "--drain-seconds", "-1"], "must be a number of seconds"),
         (["serve", "--drain-seconds", "inf"], "must be a number of seconds"),
         (["serve", "--ssl-keyfile", "key.pem"], "goes with --ssl-certfile"),
+        (["serve", "--served-model-name", ""], "--served-model-name: must not be empty"),
         (["serve", "--dtype", "int8"], "--dtype"),
         (["serve", "--weights", "int5"], "--weights"),
         (["pack", "--weights", "int4"], "MODEL"),
@@ -175,6 +176,11 @@ class TestGenerate:
             "completion_tokens": 2,
         }
         assert "stand-in" not in run.stderr
+
+    def test_a_terminal_that_lacks_a_character_gets_its_code(self, qwell: Run) -> None:
+        options = ["--prompt", "café, café, café, café,", "--max-tokens", "3"]
+        run = qwell("generate", *options, PYTHONIOENCODING="ascii")
+        assert (run.returncode, run.stdout) == (0, " caf\\xe9, caf\\xe9\n")
 
     def test_a_seed_repeats_and_a_stop_string_ends(self, qwell: Run) -> None:
         options = ["--prompt", "Once upon a time", "--temperature", "1", "--max-tokens", "24"]

@@ -49,6 +49,24 @@ def test_packed_ahead_the_first_start_maps_the_file(
     assert "packing weights" not in again.stderr
 
 
+def test_files_are_listed_and_removed(qwell: Run, tmp_path: Path) -> None:
+    path = tmp_path / "packed" / "left.part"
+    path.parent.mkdir()
+    path.write_bytes(bytes(1 << 20))
+
+    listed = qwell("pack", "--list", QWELL_CACHE=str(tmp_path))
+    assert re.fullmatch(rf"{re.escape(str(path))} 1.0 MiB used \d{{4}}-\d\d-\d\d\n", listed.stdout)
+    removed = qwell("pack", "--remove-unused", "0", QWELL_CACHE=str(tmp_path))
+    assert removed.stdout == f"removed {path} 1.0 MiB\n"
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["DIR", "--list"], ["--remove-unused", "-1"]])
+def test_pack_does_one_thing(qwell: Run, arguments: list[str]) -> None:
+    run = qwell("pack", *arguments)
+    assert (run.returncode, run.stdout) == (2, "")
+
+
 def test_pack_says_why_it_cannot(qwell: Run, demo_model: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     run = qwell("pack", str(demo_model), QWELL_CACHE=str(tmp_path / "file"))

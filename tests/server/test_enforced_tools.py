@@ -11,7 +11,7 @@ from chat_templates import QWEN2_5, QWEN3_5, server_of
 from checkpoints import make_checkpoint
 from serving import ServerProcess
 from tiny_tokenizers import TOOL_CALL, tiny_backend
-from tool_requests import CLOCK, called, choice_of, say
+from tool_requests import CLOCK, allowed, called, choice_of, say
 
 JUDGE = {
     "name": "judge",
@@ -77,6 +77,18 @@ class TestEnforced:
         call = choice["message"]["function_call"]
         assert call["name"] == "judge"
         assert set(json.loads(call["arguments"])) == {"sure", "scale"}
+
+    @pytest.mark.parametrize("mode", ["auto", "required"])
+    def test_only_allowed_tools_are_called(self, model: ServerProcess, mode: str) -> None:
+        bias = {str(TOOL_CALL): 100}  # so that it calls whenever it may
+        body = self.body(
+            logit_bias=bias, parallel_tool_calls=False, tool_choice=allowed(mode, "judge")
+        )
+
+        for seed in range(2):
+            choice = choice_of(model, body | {"seed": seed})
+            assert choice["finish_reason"] == "tool_calls"
+            assert [name for name, _ in called(choice["message"])] == ["judge"]
 
     def test_strict_functions_are_held_to_their_schemas(self, model: ServerProcess) -> None:
         bias = {str(TOOL_CALL): 100}  # so that it calls whenever it may

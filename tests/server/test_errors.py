@@ -13,6 +13,7 @@ from serving import PATIENCE_S, ServerProcess, error_of
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "say:hello"}]
+CALLED = {"name": "f", "arguments": "{}"}
 
 WRONG = [
     (COMPLETIONS, {"model": None}, "model"),
@@ -172,6 +173,61 @@ def test_wrong_values_are_refused_by_name(
     answer = server.post(path, {**base_body(path), **fields})
 
     assert error_of(answer, 400)["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "known"),
+    [
+        ({"tool_choice": "any"}, "tool_choice", "'auto', 'none', 'required', an object"),
+        ({"tool_choice": {"type": "web"}}, "tool_choice.type", "'function', 'allowed_tools'"),
+        ({"function_call": "any"}, "function_call", "'auto', 'none', an object"),
+        (
+            {"response_format": {"type": "xml"}},
+            "response_format.type",
+            "'json_object', 'json_schema', 'text'",
+        ),
+        (
+            {"reasoning_effort": "huge"},
+            "reasoning_effort",
+            "'high', 'low', 'max', 'medium', 'minimal', 'none', 'xhigh'",
+        ),
+        (
+            {"prompt_cache_retention": "1h"},
+            "prompt_cache_retention",
+            "'24h', 'in-memory', 'in_memory'",
+        ),
+        ({"tools": [{"type": "web", "function": {"name": "f"}}]}, "tools[0].type", "'function'"),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "assistant",
+                        "tool_calls": [{"id": "1", "type": "web", "function": CALLED}],
+                    }
+                ]
+            },
+            "messages[0].tool_calls[0].type",
+            "'function'",
+        ),
+    ],
+)
+def test_a_value_that_is_unknown_is_told_the_known_ones(
+    server: ServerProcess, fields: dict[str, Any], param: str, known: str
+) -> None:
+    error = error_of(server.post(CHAT, {**base_body(CHAT), **fields}), 400)
+
+    assert error["param"] == param
+    assert error["message"].startswith(f"{param}: '")
+    assert error["message"].endswith(f"' is none of the known values ({known})")
+
+
+def test_an_unknown_value_cannot_pass_for_the_path_of_another(server: ServerProcess) -> None:
+    body = {**base_body(CHAT), "reasoning_effort": "x - at `$.model`" + "y" * 5000}
+
+    error = error_of(server.post(CHAT, body), 400)
+
+    assert error["param"] == "reasoning_effort"
+    assert len(error["message"]) < 300
 
 
 @pytest.mark.parametrize("field", ["model", "prompt"])

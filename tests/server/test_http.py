@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import http.client
 import socket
 from collections.abc import Iterator
@@ -39,6 +40,17 @@ def test_content_type_may_have_parameters(server: ServerProcess) -> None:
     )
 
     assert answer.status_code == 200
+
+
+def test_a_body_must_not_be_packed(server: ServerProcess) -> None:
+    answer = requests.post(
+        f"{server.url}{COMPLETIONS}",
+        data=gzip.compress(b'{"model": "m", "prompt": "say:hi"}'),
+        headers={"Content-Type": "application/json", "Content-Encoding": "gzip"},
+        timeout=PATIENCE_S,
+    )
+
+    assert "gzip" in error_of(answer, 415)["message"]
 
 
 @pytest.mark.parametrize("path", ["/v1", "/v1/", "/v1/models/x", "/v1/embedding", "/responses"])

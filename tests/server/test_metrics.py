@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import requests
 from checkpoints import make_checkpoint
+from fake_worker import PREFILL_S
 from prometheus_client.parser import text_string_to_metric_families
 from serving import PATIENCE_S, ServerProcess, raw_request
 from tiny_tokenizers import tiny_backend
@@ -65,7 +66,7 @@ class Scrape:
             assert counts[-1] == self(f"{family.name}_count")
             assert (self(f"{family.name}_sum") > 0) == (counts[-1] > 0)
             found += 1
-        assert found == 6
+        assert found == 9
 
 
 @pytest.fixture
@@ -86,6 +87,9 @@ def test_requests_and_tokens(fresh: ServerProcess) -> None:
     assert seen.ends() == {"stop": 4, "length": 2}
     assert seen("vllm:e2e_request_latency_seconds_count") == 6
     assert seen("vllm:time_to_first_token_seconds_count") == 6
+    assert seen("vllm:request_queue_time_seconds_count") == 6
+    assert seen("vllm:request_prefill_time_seconds_count") == 6
+    assert seen("vllm:request_decode_time_seconds_count") == 6
     # Three letters and an end token three times, two letters twice, then h, i and the end.
     assert seen("vllm:generation_tokens_total") == 3 * 4 + 2 * 2 + 3
     assert seen("vllm:request_generation_tokens_sum") == seen("vllm:generation_tokens_total")
@@ -96,6 +100,26 @@ def test_requests_and_tokens(fresh: ServerProcess) -> None:
     assert seen("vllm:num_requests_running") == 0
     assert seen("qwell:engine_up") == 1
     seen.check_histograms()
+
+
+def test_the_time_to_the_first_token_is_in_the_queue_or_the_prompt(fresh: ServerProcess) -> None:
+    for _ in range(2):
+        fresh.complete("slow:abc")
+
+    seen = Scrape(fresh)
+
+    queue, prefill, decode, both = (
+        seen(f"vllm:{name}_seconds_sum")
+        for name in (
+            "request_queue_time",
+            "request_prefill_time",
+            "request_decode_time",
+            "time_to_first_token",
+        )
+    )
+    assert prefill == pytest.approx(2 * PREFILL_S)
+    assert queue + prefill == pytest.approx(both)
+    assert both + decode <= seen("vllm:e2e_request_latency_seconds_sum")
 
 
 def test_a_stop_string_is_an_end_and_no_abort(fresh: ServerProcess) -> None:
@@ -196,6 +220,8 @@ def test_the_engine_tells_of_itself(computing: ServerProcess) -> None:
     assert seen("qwell:engine_steps_total") >= 8
     assert seen("qwell:engine_step_seconds_total", part="forward") > 0
     assert seen("vllm:kv_cache_usage_perc") == 0
+    prefill_s = seen("vllm:request_prefill_time_seconds_sum")
+    assert 0 < prefill_s < seen("vllm:time_to_first_token_seconds_sum")
     long = {"prompt": "x", "max_tokens": 250, "ignore_eos": True, "n": 32}
     with raw_request(computing, "/v1/completions", long):
         computing.wait_until(

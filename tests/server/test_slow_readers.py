@@ -98,7 +98,9 @@ def test_what_waits_is_joined_in_order() -> None:
         inbox.put(index, Accepted(str(index)))
     for number in range(2000):
         for index in range(choices):
-            inbox.put(index, TokenOutput(str(index), [number], None, 0, score if index else None))
+            first = {"cached_tokens": 5, "prefill_s": 2.0} if number == 0 else {}
+            scored = score if index else None
+            inbox.put(index, TokenOutput(str(index), [number], logprobs=scored, **first))
     for index in range(choices):
         inbox.put(index, TokenOutput(str(index), [], error="no token is left"))
         inbox.put(index, TokenOutput(str(index), [2000], "stop"))
@@ -111,6 +113,7 @@ def test_what_waits_is_joined_in_order() -> None:
         assert error == TokenOutput(str(index), [], error="no token is left")
         assert last == TokenOutput(str(index), [2000], "stop")
         assert [token for output in outputs for token in output.token_ids] == [*range(2000)]
+        assert [(o.cached_tokens, o.prefill_s) for o in outputs][:2] == [(5, 2.0), (0, 0.0)]
         if index:
             assert all(len(o.logprobs.tokens()) == len(o.token_ids) for o in outputs)
 

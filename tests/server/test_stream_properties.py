@@ -180,9 +180,10 @@ def thinker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]
     script=scripts_with_tags(),
     stop=st.none() | st.sampled_from(["</", "\n"]),
     max_tokens=st.just(600) | st.integers(1, 200),
+    parallel=st.booleans(),
 )
 def test_chat_with_thoughts_and_calls(
-    thinker: ServerProcess, script: str, stop: str | None, max_tokens: int
+    thinker: ServerProcess, script: str, stop: str | None, max_tokens: int, parallel: bool
 ) -> None:
     body = {
         "model": "m",
@@ -190,6 +191,7 @@ def test_chat_with_thoughts_and_calls(
         "tools": [{"type": "function", "function": {"name": "clock"}}],
         "max_tokens": max_tokens,
         "stop": stop,
+        "parallel_tool_calls": parallel,
     }
 
     choice, usage = plain(thinker, "/v1/chat/completions", body)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serving import FAKE_WORKER, ServerProcess, error_of
-from tiny_tokenizers import IM_END, tiny_backend
+from tiny_tokenizers import ENDOFTEXT, IM_END, backend_with_beginning, tiny_backend
 
 VOCAB_SIZE = tiny_backend().get_vocab_size()
 
@@ -41,6 +42,24 @@ def test_texts_of_tokens(server: ServerProcess) -> None:
 
     assert answer["token_strs"] == ["abc", "\ufffd", "\ufffd", "<|im_end|>"]
     assert answer["tokens"][-1] == IM_END
+
+
+def test_a_prompt_begins_as_the_tokenizer_has_it(
+    start_server: Callable[..., ServerProcess], tmp_path: Path
+) -> None:
+    folder = tmp_path / "begins"
+    folder.mkdir()
+    backend_with_beginning().save(str(folder / "tokenizer.json"))
+    server = start_server(folder=folder)
+
+    def tokens(**fields: object) -> object:
+        return server.post("/tokenize", {"prompt": "abc", **fields}).json()["tokens"]
+
+    plain = tiny_backend().encode("abc").ids
+    assert tokens() == [ENDOFTEXT, *plain]
+    assert tokens(add_special_tokens=False) == plain
+    answer = server.complete("abc", max_tokens=1, return_token_ids=True)
+    assert answer["choices"][0]["prompt_token_ids"] == [ENDOFTEXT, *plain]
 
 
 @pytest.mark.parametrize(

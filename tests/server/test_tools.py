@@ -17,6 +17,7 @@ from tool_requests import (
     TOOLS,
     TWO_CALLS,
     WEATHER,
+    allowed,
     answered,
     call,
     called,
@@ -122,6 +123,18 @@ def test_without_tools_calls_are_text(qwen3: ServerProcess) -> None:
         assert "tool_calls" not in choice["message"]
 
 
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_allowed_tools_leave_the_prompt_as_it_is(json_client: openai.OpenAI, mode: str) -> None:
+    plain = json_client.chat.completions.create(**say(TWO_CALLS))
+    choice = allowed(mode, "clock")
+    answer = json_client.chat.completions.create(**say(TWO_CALLS, tool_choice=choice))
+
+    assert answer.usage is not None
+    assert plain.usage is not None
+    assert answer.usage.prompt_tokens == plain.usage.prompt_tokens
+    assert [name for name, _ in called(answer.choices[0].message.model_dump())] == ["clock"]
+
+
 def test_calls_nobody_declared_are_text(qwen3: ServerProcess) -> None:
     choice = choice_of(qwen3, say(TWO_CALLS, tools=TOOLS[1:]))
 
@@ -129,11 +142,29 @@ def test_calls_nobody_declared_are_text(qwen3: ServerProcess) -> None:
     assert choice["message"]["content"] == TWO_CALLS.split('\n<tool_call>\n{"name": "clock')[0]
 
 
-def test_one_call_at_most(qwen3: ServerProcess) -> None:
-    choice = choice_of(qwen3, say(TWO_CALLS, parallel_tool_calls=False))
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("together", [False, True])
+def test_one_call_at_most_ends_the_answer(
+    json_client: openai.OpenAI, stream: bool, together: bool
+) -> None:
+    ids = [*TWO_CALLS.encode()]
+    script = "ids:" + ("," if together else " ").join(map(str, ids))
+    body = say("", parallel_tool_calls=False, max_tokens=3000, extra_body={"ignore_eos": True})
+    body["messages"][0]["content"] = script
 
-    assert [name for name, _ in called(choice["message"])] == ["get_weather"]
-    assert choice["finish_reason"] == "tool_calls"
+    if stream:
+        options = {"include_usage": True}
+        with json_client.chat.completions.stream(**body, stream_options=options) as events:
+            answer = events.get_final_completion()
+    else:
+        answer = json_client.chat.completions.create(**body)
+
+    (choice,) = answer.choices
+    assert [name for name, _ in called(choice.message.model_dump())] == ["get_weather"]
+    assert choice.finish_reason == "tool_calls"
+    assert answer.usage is not None
+    made = TWO_CALLS[: TWO_CALLS.index("</tool_call>") + len("</tool_call>")]
+    assert answer.usage.completion_tokens == len(made.encode())
 
 
 @pytest.mark.parametrize("end", [{"max_tokens": 62}, {"stop": "ln"}])
@@ -304,7 +335,11 @@ REFUSED = [
     ),
     ({"tool_choice": "any"}, "tool_choice"),
     ({"tool_choice": {"type": "function", "function": {"name": "other"}}}, "tool_choice"),
-    ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {}}}, "tool_choice.type"),
+    (
+        {"tool_choice": {"type": "allowed_tools", "allowed_tools": {"tools": []}}},
+        "tool_choice.allowed_tools.tools",
+    ),
+    ({"tool_choice": allowed("auto", "clock", "other")}, "tool_choice"),
     ({"tools": None, "tool_choice": "required"}, "tool_choice"),
     (
         {"tool_choice": "required", "response_format": {"type": "json_object"}},

@@ -49,6 +49,7 @@ from qwell.runtime.sampling_params import SamplingParams
 from qwell.runtime.tokenizer import Tokenizer
 
 STEP_S = 0.01
+PREFILL_S = 1e-6  # less than it takes to tell
 _SCRIPT = re.compile(r"(say|slow):(.*?)(?=<\|im_end\|>|crash|$)", re.DOTALL)
 _IDS = re.compile(r"ids:([\d, ]*)")
 
@@ -156,6 +157,7 @@ class ScriptedEngine:
         ended = place is not None
         if ended:
             drawn = drawn[: place + 1]
+        is_first = request.left == request.params.max_tokens
         request.left -= len(drawn)
         if ended and request.crashes:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -168,6 +170,7 @@ class ScriptedEngine:
             drawn,
             "stop" if ended else None if request.left else "length",
             cached,
+            prefill_s=PREFILL_S if is_first else 0.0,
             logprobs=self._scores(drawn, request.params.logprobs),
             prompt_logprobs=self._scores(unscored, request.params.prompt_logprobs),
         )

@@ -6,7 +6,15 @@ import base64
 from collections.abc import Sequence
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 
 from qwell.runtime.byte_level import to_chars
 
@@ -34,6 +42,15 @@ def tiny_backend(merges: Sequence[tuple[bytes, bytes]] = MERGES) -> Tokenizer:
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIAL])
     backend.add_tokens([AddedToken(token, normalized=False) for token in ADDED])
+    return backend
+
+
+def backend_with_beginning() -> Tokenizer:
+    """The same, but every text begins with <|endoftext|>, as DeepSeek's do with a token."""
+    backend = tiny_backend()
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{SPECIAL[0]} $A", special_tokens=[(SPECIAL[0], ENDOFTEXT)]
+    )
     return backend
 
 

@@ -49,6 +49,12 @@ def called(message: dict[str, Any]) -> list[tuple[str, Any]]:
     return [(function["name"], json.loads(function["arguments"])) for function in functions]
 
 
+def allowed(mode: str, *names: str) -> dict[str, Any]:
+    """A `tool_choice` of some functions."""
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
 def call(identity: str, arguments: str = "{}", name: str = "clock") -> dict[str, Any]:
     """A call as an assistant message has it."""
     function = {"name": name, "arguments": arguments}

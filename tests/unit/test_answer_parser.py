@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwell.server.answer.json_types import parameter_types
-from qwell.server.answer.parser import AnswerForm, AnswerParser
+from qwell.server.answer.parser import AnswerForm, AnswerParser, end_of_answer
 from qwell.server.answer.reading import CallArguments, CallBegin, CallEnd, Content, Piece, Reasoning
 from qwell.server.answer.tool_calls_json import JsonCalls
 from qwell.server.answer.tool_calls_xml import XmlCalls
@@ -248,15 +247,6 @@ def test_a_tag_that_is_cut_off_is_no_content(tag: str) -> None:
     assert parse(XML, ["</think><tool_call><function=now>\n<b"]).content == "\n<b"
 
 
-def test_schemas_that_go_in_circles() -> None:
-    schema = {
-        "properties": {"a": {"$ref": "#/$defs/a"}, "b": {"$ref": "#/$defs/none"}},
-        "$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/properties/a"}]}},
-    }
-    types = parameter_types(schema)
-    assert types.of("a") == types.of("b") == parameter_types({"properties": {"x": {}}}).of("x")
-
-
 TAGS = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<function=now>", "</function>"]
 TAGS += ["<parameter=city>", "<parameter=days>", "</parameter>", "<function=weather>", "\n", "  "]
 TAGS += [
@@ -289,6 +279,26 @@ def test_any_text_gives_the_same_however_it_is_cut(form: str, text: str, at: lis
     whole = parse(FORMS[form], [text])
     assert parse(FORMS[form], cut(text, at)) == whole
     assert parse(FORMS[form], text) == whole
+
+
+@settings(max_examples=150)
+@given(form=st.sampled_from([JSON, XML]), text=texts)
+def test_an_answer_that_is_over_lacks_nothing(form: AnswerForm, text: str) -> None:
+    one = AnswerForm(calls=form.calls, one_call=True)
+    is_over = end_of_answer(one)
+    assert is_over is not None
+    length = next((end for end, char in enumerate(text, 1) if is_over(char)), len(text))
+    assert parse(one, [text[:length]]) == parse(one, [text])
+
+
+@pytest.mark.parametrize("form", [JSON, XML])
+def test_an_answer_is_over_with_the_tag_that_closes_its_call(form: AnswerForm) -> None:
+    body = '{"name": "now", "arguments": {}}' if form is JSON else "<function=now>\n</function>"
+    is_over = end_of_answer(AnswerForm(calls=form.calls, one_call=True))
+    assert is_over is not None
+    assert not is_over(f"Hm. <tool_call>\n{body}\n</tool_call")
+    assert is_over(">")
+    assert end_of_answer(form) is None
 
 
 @settings(max_examples=150)

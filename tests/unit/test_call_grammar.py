@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from qwell.runtime.errors import RequestError
@@ -149,6 +150,46 @@ def test_calls_that_do_not_fit(form: str, text: str) -> None:
     assert not fits(f"Hm.\n{text}", calls, ToolUse([WEATHER, NOW]))
 
 
+SHORT = {"type": "string", "minLength": 2, "maxLength": 4}
+
+
+@pytest.mark.parametrize(
+    ("schema", "good", "bad"),
+    [
+        (SHORT, ["ab", "äöüß", "\n\n", "a\n<b", "null"], ["a", "abcde", "", "👍"]),
+        ({"type": "string", "minLength": 3}, ["abc", "x" * 999], ["ab"]),
+        ({"type": "string", "maxLength": 256}, ["", "x" * 256], ["x" * 257]),
+        ({"anyOf": [SHORT, {"type": "null"}]}, ["ab", "null"], ["a", "none!"]),
+        ({"anyOf": [SHORT, {"enum": ["as long as this"]}]}, ["ab", "as long as this"], ["as long"]),
+        ({"type": "string", "format": "date"}, ["2026-02-28"], ["2026-13-01", "2026-1-1", ""]),
+        (
+            {"type": "string", "format": "date-time"},
+            ["2026-02-28T23:59:59Z", "2026-02-28T00:00:00.25+01:00"],
+            ["2026-02-28T23:59:59", "2026-02-28 23:59:59Z", "2026-02-28T24:00:00Z"],
+        ),
+        ({"type": "string", "format": "time"}, ["12:00:00Z"], ["12:00"]),
+        (
+            {"type": "string", "format": "uuid"},
+            ["123e4567-e89b-12d3-a456-426614174000"],
+            ["123e4567-e89b-12d3-a456-42661417400", "g23e4567-e89b-12d3-a456-426614174000"],
+        ),
+    ],
+)
+def test_texts_of_the_xml_form_are_held_to_what_is_said_of_them(
+    schema: dict[str, Any], good: list[str], bad: list[str]
+) -> None:
+    parameters = {"properties": {"city": schema, "again": schema}, "required": ["city"]}
+    calls = XmlCalls([FunctionSpec("weather", parameters=parameters, strict=True)])
+    use = ToolUse([FunctionSpec("weather")], must_call=True)
+    for text in good:
+        call = as_xml(city=text, again=text)
+        assert fits(call, calls, use), text
+        (arguments,) = arguments_in(call, calls)
+        Draft202012Validator(parameters).validate(arguments)
+    for text in [*bad, "x\n</parameter>y"]:
+        assert not fits(as_xml(city=text), calls, use), text
+
+
 def test_calls_are_free_where_no_function_is_strict() -> None:
     assert call_grammar(JsonCalls([NOW]), ToolUse([NOW]), None) is None
 
@@ -221,8 +262,20 @@ def test_keywords_that_cannot_be_enforced_are_left_out_unless_strict() -> None:
     ("parameters", "strict", "message"),
     [
         ({"properties": {"a": {"type": "string", "pattern": "x+"}}}, True, "'a' says more"),
+        ({"properties": {"a": {"type": "string", "maxLength": 257}}}, True, "up to 256"),
+        ({"properties": {"a": {"type": "string", "minLength": -1}}}, True, "says more"),
         (
-            {"properties": {"a": {"anyOf": [{"type": "string", "format": "date"}]}}},
+            {"properties": {"a": {"type": "string", "format": "date", "maxLength": 9}}},
+            True,
+            "says more",
+        ),
+        (
+            {"properties": {"a": {"anyOf": [{"type": "string", "format": "email"}]}}},
+            True,
+            "says more",
+        ),
+        (
+            {"properties": {"a": {"anyOf": [{"type": "string", "maxLength": 3}, {"enum": [5]}]}}},
             True,
             "says more",
         ),

@@ -123,6 +123,24 @@ def test_sliding_window_layers(tmp_path: Path) -> None:
     assert mixed.windows == (64, None) * 14
 
 
+@pytest.mark.parametrize("key", ["sliding_window", "max_window_layers"])
+def test_a_window_of_unknown_size_or_place_is_not_taken_for_none(tmp_path: Path, key: str) -> None:
+    sliding = {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 26}
+    with pytest.raises(ConfigKeyError, match=f"use_sliding_window is true.* {key}"):
+        read(tmp_path, QWEN2_5_7B | sliding | {key: None})
+
+
+def test_an_empty_rope_scaling_does_not_hide_rope_parameters(tmp_path: Path) -> None:
+    rope = {"rope_type": "default", "rope_theta": 5e6}
+    config = read(tmp_path, QWEN3_0_6B | {"rope_scaling": {}, "rope_parameters": rope})
+    assert config.rope.theta == 5e6
+
+
+def test_qwen3_has_heads_of_128_unless_it_says_otherwise(tmp_path: Path) -> None:
+    """As in transformers; hidden_size / num_attention_heads would be 64 here."""
+    assert read(tmp_path, {k: v for k, v in QWEN3_0_6B.items() if k != "head_dim"}).head_dim == 128
+
+
 @pytest.mark.parametrize("base", [QWEN2_5_7B, QWEN3_0_6B, QWEN_V1])
 @pytest.mark.parametrize(
     "key", ["hidden_size", "num_attention_heads", "vocab_size", "intermediate_size"]
@@ -190,7 +208,17 @@ def test_first_generation_settings_are_refused(tmp_path: Path, key: str, value: 
 
 
 def test_settings_that_are_off_are_let_pass(tmp_path: Path) -> None:
-    read(tmp_path, QWEN3_0_6B | {"quantization_config": None, "use_mtp": False})
+    read(tmp_path, QWEN3_0_6B | {"quantization_config": None, "use_mtp": False, "pruned_heads": {}})
+    with pytest.raises(UnsupportedModelError, match="shift=0"):
+        read(tmp_path, QWEN3_0_6B | {"shift": 0})
+
+
+@pytest.mark.parametrize("base", [QWEN2_5_7B, QWEN3_0_6B, QWEN_V1])
+def test_what_training_leaves_behind_is_let_pass(tmp_path: Path, base: dict[str, Any]) -> None:
+    """As in files of transformers 4.4x, of its full dumps, and of fine-tunes by unsloth."""
+    left = {"_attn_implementation_autoset": True, "unsloth_fixed": True, "pretraining_tp": 1}
+    dumped = {"max_length": 20, "min_length": 0, "num_beams": 1, "top_k": 50, "temperature": 1.0}
+    assert read(tmp_path, base | left | dumped) == read(tmp_path, base)
 
 
 def test_an_unsupported_family_is_told_what_is_supported(tmp_path: Path) -> None:

@@ -138,6 +138,25 @@ def test_prefills_and_larger_batches_are_left_to_the_decoder(
     assert not graphs.serves(build_batch(mixed, BLOCK_SIZE, CPU))
 
 
+@torch.inference_mode()
+def test_a_prompt_in_single_tokens_is_no_decode(model: LoadedModel, graphs: DecodeGraphs) -> None:
+    # A full step may have room for one token of a prompt, after which nothing is drawn.
+    running = Running(model, [3, 40])
+    chunks = [Chunk(running.sequences[0], 2, 3), Chunk(running.sequences[1], 7, 8)]
+    batch = build_batch(chunks, BLOCK_SIZE, CPU)
+    assert batch.extent.num_decodes == 2
+    assert not graphs.serves(batch)
+
+
+@torch.inference_mode()
+def test_steps_of_all_sizes_share_the_memory_of_their_logits(
+    model: LoadedModel, graphs: DecodeGraphs
+) -> None:
+    running = Running(model, [3] * 8)
+    places = {graphs.run(running.decode_batch(count)).data_ptr() for count in (1, 3, 8)}
+    assert len(places) == 1
+
+
 @given(st.integers(1, 300))
 def test_bucket_sizes_cover_every_batch_with_little_padding(max_num_seqs: int) -> None:
     sizes = bucket_sizes(max_num_seqs)

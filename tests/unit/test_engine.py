@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,17 @@ from checkpoints import make_checkpoint
 from engines import greedy, run_to_end, start_engine
 from token_model import token_model
 
-from qwell.kernels.ops import OP_NAMES
+from qwell.kernels.ops import OP_NAMES, Extent
 from qwell.runtime.batch import Batch
 from qwell.runtime.engine import Engine
 from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.errors import EngineStartError, RequestError, UnsupportedModelError
 from qwell.runtime.kv_cache import KVCache
-from qwell.runtime.loader import largest_step, load_model
+from qwell.runtime.largest_step import largest_step
+from qwell.runtime.loader import load_model
 from qwell.runtime.messages import TokenOutput
 from qwell.runtime.sampling_params import SamplingParams
+from qwell.runtime.scheduler import MOST_SCORED
 
 PROMPT = [5, 3, 8, 13]
 
@@ -191,6 +194,30 @@ def test_stats_tell_what_runs_and_what_was_done(folder: Path) -> None:
     assert min(stats.schedule_s, stats.forward_s, stats.sample_s, stats.rest_s) > 0
 
 
+def test_the_time_that_a_prompt_takes_does_not_count_its_wait() -> None:
+    seconds = 0.0
+    options = EngineOptions(
+        model="", eager=True, speculation=False, max_batch_tokens=16, max_num_seqs=1
+    )
+    running = Engine(token_model(32), options, clock=lambda: seconds)
+    running.add("first", [1] * 40, params(8, ignore_eos=True))
+    running.add("second", [1], params(8, ignore_eos=True))
+    forward = running.model.decoder.forward
+
+    def timed(batch: Batch, cache: KVCache) -> torch.Tensor:
+        nonlocal seconds
+        seconds += 1.0
+        return forward(batch, cache)
+
+    running.model.decoder.forward = timed
+
+    outputs = [output for _ in range(18) for output in running.step()]
+
+    told = {output.request_id: output.prefill_s for output in outputs if output.prefill_s}
+    assert told == {"first": 3.0, "second": 1.0}
+    assert [output.request_id for output in outputs] == ["first"] * 8 + ["second"] * 8
+
+
 def test_prompts_beside_a_decode_keep_to_the_time_that_a_step_may_take() -> None:
     seconds = 0.0
     running = Engine(
@@ -258,6 +285,11 @@ def test_a_cache_that_is_too_small_is_refused(folder: Path) -> None:
         start_engine(folder, kv_cache_tokens=64, max_model_len=100)
 
 
+def test_a_cache_that_no_machine_has_is_refused(folder: Path) -> None:
+    with pytest.raises(EngineStartError, match=r"GiB, which cannot be had .*--kv-cache-tokens"):
+        start_engine(folder, kv_cache_tokens=10**14)
+
+
 def test_a_small_cache_shortens_the_context(tmp_path: Path) -> None:
     make_checkpoint(tmp_path, max_position_embeddings=4096)
     assert start_engine(tmp_path, kv_cache_tokens=512).info.max_model_len == 512
@@ -270,21 +302,39 @@ def test_a_share_of_gpu_memory_that_is_none_is_refused(folder: Path, share: floa
 
 
 @torch.inference_mode()
-def test_the_largest_step_has_all_tokens_and_all_rows_of_logits(folder: Path) -> None:
+def test_the_largest_step_has_all_tokens_and_rows_of_logits_and_draws(folder: Path) -> None:
+    # More tokens than a sequence may have, and than there may be rows of logits.
     options = EngineOptions(
-        model=str(folder), device="cpu", weight_cache=False, max_batch_tokens=200, max_num_seqs=7
+        model=str(folder), device="cpu", weight_cache=False, max_batch_tokens=700, max_num_seqs=7
     )
     decoder = load_model(options).decoder
     seen: list[int] = []
+    extents: list[Extent] = []
+    drawn: list[str] = []
 
     def linear(x: torch.Tensor, *rest: Any) -> torch.Tensor:
         seen.append(len(x))
         return decoder.ops.linear(x, *rest)
 
-    watched = replace(decoder, ops=replace(decoder.ops, linear=linear))
-    logits = largest_step(options, watched, torch.float32, torch.device("cpu"))
-    assert logits.shape == (7, 199)
-    assert seen == [200] * (len(seen) - 1) + [7]
+    def attention(*arguments: Any) -> torch.Tensor:
+        extents.append(arguments[6])
+        return decoder.ops.attention(*arguments)
+
+    def watched(op: str) -> Callable[..., Any]:
+        def run(*arguments: Any, **named: Any) -> Any:
+            drawn.append(op)
+            return getattr(decoder.ops, op)(*arguments, **named)
+
+        return run
+
+    draws = {op: watched(op) for op in ("adjust_logits", "sample", "logprobs")}
+    ops = replace(decoder.ops, linear=linear, attention=attention, **draws)
+    logits = largest_step(options, replace(decoder, ops=ops), torch.float32, torch.device("cpu"))
+    assert logits.shape == (7 + MOST_SCORED, 199)
+    assert logits.isfinite().all()
+    assert seen == [700] * (len(seen) - 1) + [7 + MOST_SCORED]
+    assert set(extents) == {Extent(num_decodes=6, max_query_len=256, max_seq_len=256)}
+    assert sorted(drawn) == sorted(draws)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from checkpoints import make_checkpoint
 from engines import start_engine
+from grammars import AB, PROMPT, TOKENIZER, VOCAB, byte_model, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
-from tiny_tokenizers import ENDOFTEXT, IM_END, IM_START, TOOL_CALL, tiny_backend
+from tiny_tokenizers import ENDOFTEXT, IM_END, TOOL_CALL
 
 from qwell.runtime.engine import Engine
 from qwell.runtime.engine_options import EngineOptions
@@ -26,29 +26,11 @@ from qwell.runtime.llm import LLM
 from qwell.runtime.loader import LoadedModel, load_model
 from qwell.runtime.messages import FinishReason
 from qwell.runtime.sampling_params import SamplingParams
-from qwell.runtime.sequence import Sequence
-from qwell.runtime.thinking import Thinking
-from qwell.runtime.tokenizer import Tokenizer
-
-# More rows than the tokenizer has ids, as Qwen's models have.
-VOCAB = 280
-TOKENIZER = Tokenizer(tiny_backend())
-PROMPT = TOKENIZER.encode("abc")
-AB = Grammar("regex", "[ab]{3,5}")
 
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> EngineOptions:
-    folder = tmp_path_factory.mktemp("checkpoint")
-    make_checkpoint(folder, "qwen3", vocab_size=VOCAB, max_position_embeddings=2048)
-    tiny_backend().save(str(folder / "tokenizer.json"))
-    return EngineOptions(
-        model=str(folder),
-        device="cpu",
-        weight_cache=False,
-        kv_cache_tokens=4096,
-        eos_token_ids=(IM_END, ENDOFTEXT),
-    )
+    return byte_model(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="module")
@@ -61,35 +43,6 @@ def engine(model: LoadedModel, options: EngineOptions) -> Iterator[Engine]:
     running = Engine(model, options)
     yield running
     running.close()
-
-
-class Answers:
-    """What an engine gave, by request id."""
-
-    def __init__(self) -> None:
-        self.ids: dict[str, list[int]] = {}
-        self.reasons: dict[str, FinishReason] = {}
-        self.errors: dict[str, str] = {}
-
-    def text(self, name: str) -> str:
-        return TOKENIZER.decode(self.ids[name])
-
-
-def run(engine: Engine, requests: dict[str, SamplingParams]) -> Answers:
-    answers = Answers()
-    for name, params in requests.items():
-        engine.add(name, [*PROMPT, len(name)], params)
-    free = engine.num_free_blocks
-    while engine.has_work:
-        for output in engine.step():
-            assert output.request_id not in answers.reasons, "a token after the end"
-            answers.ids.setdefault(output.request_id, []).extend(output.token_ids)
-            if output.finish_reason is not None:
-                answers.reasons[output.request_id] = output.finish_reason
-            if output.error is not None:
-                answers.errors[output.request_id] = output.error
-    assert engine.num_free_blocks == free
-    return answers
 
 
 def one(engine: Engine, grammar: Grammar | None, **values: Any) -> tuple[str, FinishReason]:
@@ -146,6 +99,30 @@ def test_a_stop_id_within_a_text_cuts_it_off(engine: Engine) -> None:
     assert (text, reason) == ("a", "stop")
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_stop_id_that_has_to_come_ends_nothing_before_min_tokens(
+    engine: Engine, temperature: float
+) -> None:
+    quoted = Grammar("regex", '"[ab]{3,5}"')
+    ids = {"temperature": temperature, "stop_token_ids": (ord('"'),)}
+
+    assert one(engine, quoted, **ids) == ('"', "stop")
+    assert re.fullmatch('"[ab]{3,5}"', one(engine, quoted, **ids, min_tokens=1)[0])
+    assert re.fullmatch('"[ab]{3,5}"', one(engine, quoted, **ids, min_tokens=100)[0])
+    all_stop = {**ids, "stop_token_ids": tuple(range(VOCAB)), "temperature": temperature}
+    answers = run(engine, {"one": SamplingParams(**all_stop, grammar=quoted, min_tokens=4)})
+    assert len(answers.ids["one"]) == 5
+    assert answers.reasons["one"] == "stop"
+
+
+def test_ids_that_would_end_a_text_come_late_where_others_can(engine: Engine) -> None:
+    values = {"stop_token_ids": (ord("a"),), "logit_bias": {ord("a"): 100.0}}
+    for min_tokens in (1, 2):
+        text, reason = one(engine, AB, **values, min_tokens=min_tokens, bad_token_ids=(256, 257))
+        assert re.fullmatch(f"b{{{min_tokens}}}a", text)
+        assert reason == "stop"
+
+
 def test_bans_and_biases_act_within_the_grammar(engine: Engine) -> None:
     assert one(engine, AB, bad_token_ids=(ord("a"), 256, 257, 258))[0].strip("b") == ""
     assert one(engine, AB, allowed_token_ids=(ord("a"), IM_END))[0].strip("a") == ""
@@ -192,93 +169,6 @@ def test_without_a_tokenizer_grammars_are_refused(tmp_path: Path) -> None:
     engine = start_engine(tmp_path, eos_token_ids=(0,))
     answers = run(engine, {"a": SamplingParams(grammar=AB)})
     assert "tokenizer.json" in answers.errors["a"]
-
-
-def mixed() -> dict[str, SamplingParams]:
-    """Requests with and without grammars, greedy and not, that run side by side."""
-    schema = '{"type": "array", "items": {"type": "integer"}, "minItems": 10}'
-    words = Grammar("regex", "(abc|xyz){12,20}")
-    grammars = (None, AB, Grammar("json_schema", schema), words)
-    return {
-        f"{i}": SamplingParams(
-            max_tokens=60,
-            temperature=0.0 if i % 3 == 0 else 1.0,
-            repetition_penalty=1.2 if i % 5 == 0 else 1.0,
-            seed=i,
-            grammar=grammars[i % len(grammars)],
-        )
-        for i in range(12)
-    }
-
-
-def test_tokens_do_not_depend_on_neighbours_preemption_or_overlap(
-    model: LoadedModel, options: EngineOptions, engine: Engine
-) -> None:
-    alone = {name: run(engine, {name: params}).ids[name] for name, params in mixed().items()}
-    assert run(engine, mixed()).ids == alone
-    overlapping = Engine(model, options, overlap=True)
-    assert run(overlapping, mixed()).ids == alone
-    # Nor are they late: ids of the last step are waited for while the next one is computed.
-    before = overlapping.stats.steps
-    run(overlapping, mixed())
-    assert overlapping.stats.steps - before <= max(map(len, alone.values())) + 2
-
-
-class Recalls:
-    """Guesses what an earlier run has given; every `wrong`-th token of a text otherwise."""
-
-    def __init__(self, texts: dict[str, list[int]], wrong: int) -> None:
-        self._texts = texts
-        self._wrong = wrong
-
-    def propose(self, wanted: Mapping[Sequence, int]) -> dict[Sequence, list[int]]:
-        drafts = {}
-        for sequence, count in wanted.items():
-            if sequence.request_id not in self._texts:
-                continue
-            text, place = self._texts[sequence.request_id], sequence.num_generated
-            guess = enumerate(text[place : place + count], place + 1)
-            drafts[sequence] = [i if at % self._wrong else (i + 1) % VOCAB for at, i in guess]
-        return drafts
-
-    def forget(self, sequence: Sequence) -> None:
-        pass
-
-
-@pytest.mark.parametrize("wrong", [3, 5, 1000])
-def test_guesses_change_no_token(
-    model: LoadedModel, options: EngineOptions, engine: Engine, wrong: int
-) -> None:
-    stuck = SamplingParams(max_tokens=20, seed=1, bad_token_ids=(ord("x"),))
-    requests = {
-        **mixed(),
-        "stuck": replace(stuck, grammar=Grammar("regex", "[ab]{6}x")),
-        "complete": replace(stuck, grammar=Grammar("regex", "[ab]{8}"), ignore_eos=True),
-    }
-    plain = run(engine, requests)
-    ticks = iter(range(10**9))
-    # By this clock a step takes as long with guesses as without.
-    guessing = Engine(
-        model, options, drafter=Recalls(plain.ids, wrong), clock=lambda: float(next(ticks))
-    )
-    run(guessing, {"first": stuck})
-    for name in ("1", "2", "3", "6", "7", "stuck", "complete"):
-        # Few enough beside each other that guesses pay.
-        guessed = run(guessing, {other: requests[other] for other in {name, "0"}})
-        assert guessed.ids == {other: plain.ids[other] for other in guessed.ids}
-        assert guessed.reasons.get(name) == plain.reasons.get(name)
-        assert guessed.errors.get(name) == plain.errors.get(name)
-    assert guessing.stats.accepted_tokens > 20
-
-
-def test_preempted_sequences_keep_their_place_in_the_grammar(
-    options: EngineOptions, engine: Engine
-) -> None:
-    small = msgspec.structs.replace(options, kv_cache_tokens=160, max_model_len=100)
-    for overlap in (False, True):
-        tight = Engine(load_model(small), small, overlap=overlap)
-        assert run(tight, mixed()).ids == run(engine, mixed()).ids
-        assert tight.stats.preemptions > 0
 
 
 schemas: st.SearchStrategy[dict[str, Any]] = st.recursive(
@@ -365,32 +255,6 @@ def test_what_is_no_grammar_is_refused(grammar: Grammar, message: str) -> None:
     assert refused.value.param == "grammar"
 
 
-# Tokens of the tiny tokenizer that nothing else needs.
-THINK = Thinking(IM_START, TOOL_CALL, True, None, (10, TOOL_CALL, 10))
-
-
-@pytest.mark.parametrize("overlap", [False, True])
-def test_a_grammar_is_for_what_follows_the_thoughts(
-    model: LoadedModel, options: EngineOptions, overlap: bool
-) -> None:
-    running = Engine(model, options, overlap=overlap)
-    for budget, seed in ((5, 1), (40, 2), (None, 3)):
-        params = SamplingParams(
-            max_tokens=500,
-            temperature=1.0,
-            seed=seed,
-            grammar=AB,
-            thinking=replace(THINK, budget=budget),
-        )
-        answers = run(running, {"one": params})
-        ids = answers.ids["one"]
-        end = ids.index(TOOL_CALL)
-        assert budget is None or end <= budget + 1
-        assert ids[end + 1] == 10
-        assert re.fullmatch("[ab]{3,5}", TOKENIZER.decode(ids[end + 2 :]))
-        assert answers.reasons["one"] == "stop"
-
-
 @pytest.mark.parametrize(
     ("text", "ids"),
     [
@@ -404,24 +268,6 @@ def test_what_must_come_is_spelt_as_the_tokenizer_spells_it(
 ) -> None:
     params = SamplingParams(max_tokens=30, temperature=1.0, grammar=Grammar.choice([text]))
     assert run(engine, {"one": params}).ids["one"][:-1] == ids
-
-
-@pytest.mark.parametrize("bias", [100.0, -100.0])
-def test_thoughts_may_come_first_where_the_prompt_has_not_opened_them(
-    engine: Engine, bias: float
-) -> None:
-    params = SamplingParams(
-        max_tokens=60,
-        temperature=1.0,
-        seed=1,
-        logit_bias={IM_START: bias},
-        grammar=AB,
-        thinking=replace(THINK, opened=False, budget=3),
-    )
-    ids = run(engine, {"one": params}).ids["one"]
-    assert (ids[0] == IM_START) is (bias > 0)
-    answer = ids[ids.index(TOOL_CALL) + 2 :] if bias > 0 else ids
-    assert re.fullmatch("[ab]{3,5}", TOKENIZER.decode(answer))
 
 
 def test_llm_generates_by_a_grammar(options: EngineOptions) -> None:

@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from qwell.kernels.native.pack import Packer
 from qwell.kernels.native.packed import PackedWeight
+from qwell.runtime.checkpoint import packed_cache
+from qwell.runtime.checkpoint.packed_files import kept_files
 from qwell.runtime.engine import Engine
 from qwell.runtime.errors import EngineStartError
 
@@ -121,6 +123,32 @@ def test_a_copy_of_a_checkpoint_takes_the_same_file(
     del packed[:]
     start(tmp_path / "copy")
     assert packed == []
+
+
+def test_another_version_replaces_the_file_and_breaks_nobody(
+    folder: Path, cache: Path, packed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = start(folder)
+    path = only_file(cache)
+    before = path.read_bytes()
+    del packed[:]
+    monkeypatch.setattr(packed_cache, "LAYOUT_VERSION", packed_cache.LAYOUT_VERSION + 1)
+    newer = start(folder)
+    assert packed
+    assert only_file(cache) == path
+    assert path.read_bytes() != before
+    assert torch.equal(engine.logits(PROMPT), newer.logits(PROMPT))
+
+
+def test_a_start_marks_the_file_as_used(folder: Path, cache: Path, packed: list[int]) -> None:
+    start(folder)
+    os.utime(only_file(cache), (1, 1))
+    del packed[:]
+    start(folder)
+    assert packed == []
+    (file,) = kept_files(cache)
+    assert file.used_s > 1
+    assert file.checkpoint == str(folder)
 
 
 def test_changed_weights_are_packed_again(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from pathlib import Path
 
@@ -122,8 +123,28 @@ def test_a_file_of_another_model_is_not_used(folder, file, tmp_path, caplog) -> 
     assert ask(start(folder, file))[1] == 96
 
 
+def test_a_file_from_before_config_json_was_edited_is_not_used(
+    folder: Path, file: Path, tmp_path: Path
+) -> None:
+    """As by whoever turns YaRN on: weights are the same, but keys were rotated otherwise."""
+    edited = tmp_path / "edited"
+    edited.mkdir()
+    (edited / "model.safetensors").symlink_to(folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (edited / "config.json").write_text(json.dumps(config))
+    engine = start(edited, file)
+    ask(engine)
+    engine.close()
+    assert ask(start(edited, file))[1] == 96
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}
+    config["rope_parameters"] |= yarn
+    (edited / "config.json").write_text(json.dumps(config))
+    assert ask(start(edited, file)) == (ask(start_engine(edited))[0], 0)
+
+
 def test_a_file_that_cannot_be_written_is_told(folder: Path, tmp_path: Path, caplog) -> None:
     engine = start(folder, tmp_path / "none" / "file")
+    assert "will not be kept" in caplog.text
     ask(engine)
     engine.close()
     assert "cannot be kept" in caplog.text

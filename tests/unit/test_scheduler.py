@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from qwell.runtime.block_pool import BlockPool
 from qwell.runtime.sampling_params import SamplingParams
-from qwell.runtime.scheduler import Scheduler
+from qwell.runtime.scheduler import MOST_SCORED, Scheduler
 from qwell.runtime.sequence import Sequence
 
 
 def sequence(
-    name: str, prompt: int | list[int], max_tokens: int = 8, priority: int = 0, salt: str = ""
+    name: str,
+    prompt: int | list[int],
+    max_tokens: int = 8,
+    priority: int = 0,
+    salt: str = "",
+    prompt_logprobs: int | None = None,
 ) -> Sequence:
     """A sequence; prompts given by their length have nothing in common."""
     ids = [ord(name[0]) * 1000 + i for i in range(prompt)] if isinstance(prompt, int) else prompt
-    params = SamplingParams(max_tokens=max_tokens)
+    params = SamplingParams(max_tokens=max_tokens, prompt_logprobs=prompt_logprobs)
     return Sequence(name, list(ids), len(ids), params, 0, priority=priority, cache_salt=salt)
 
 
@@ -65,6 +70,22 @@ def test_the_oldest_prompt_gets_half_and_the_shortest_the_rest() -> None:
     assert run(scheduler, 2) == [
         [("old", 0, 11), ("tiny", 0, 5), ("mid", 0, 5)],
         [("tiny", 5, 6), ("old", 11, 21), ("mid", 5, 15)],
+    ]
+
+
+def test_only_so_many_prompt_tokens_are_scored_in_a_step() -> None:
+    most = MOST_SCORED
+    scheduler = started(
+        999,
+        sequence("a", most + 90, prompt_logprobs=0),
+        sequence("b", most, prompt_logprobs=0),
+        sequence("plain", 600),
+        max_batch_tokens=8192,
+    )
+    assert run(scheduler, 3) == [
+        [("a", 0, most), ("plain", 0, 600)],
+        [("plain", 600, 601), ("a", most, most + 90), ("b", 0, most - 90)],
+        [("a", most + 90, most + 91), ("plain", 601, 602), ("b", most - 90, most)],
     ]
 
 

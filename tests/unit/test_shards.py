@@ -155,6 +155,18 @@ def test_a_tied_head_may_be_stored_twice(tmp_path: Path) -> None:
     start_engine(tmp_path)
 
 
+def test_a_tied_head_that_is_another_matrix_is_refused(tmp_path: Path) -> None:
+    """Computed with the embedding, such a checkpoint would answer nonsense without a word."""
+    trained = make_checkpoint(tmp_path, tie_word_embeddings=False)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight .* tie_word_embeddings .* false"):
+        start_engine(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    expected = trained(torch.tensor([[1, 2, 3]])).logits[0]
+    assert torch.allclose(start_engine(tmp_path).logits([1, 2, 3]), expected, atol=1e-3)
+
+
 PEAK = """
 import sys
 from pathlib import Path

@@ -70,6 +70,22 @@ def test_a_spent_budget_closes_the_block_and_the_text_goes_on(
     assert CLOSE not in ids[budget + 3 :]
 
 
+def test_a_mark_that_is_a_stop_id_ends_nothing_before_min_tokens() -> None:
+    params = SamplingParams(
+        max_tokens=14,
+        temperature=0.0,
+        logit_bias=NEVER_CLOSED,
+        stop_token_ids=(CLOSE,),
+        thinking=thinking(2),
+    )
+    assert generate(params)[2:] == [BREAK, CLOSE]
+    assert generate(replace(params, min_tokens=3))[2:] == [BREAK, CLOSE]
+    for overlap in (False, True):
+        longer = generate(replace(params, min_tokens=8), overlap=overlap)
+        assert longer[2:5] == [BREAK, CLOSE, BREAK]
+        assert len(longer) > 8
+
+
 def test_a_block_that_the_model_opens_has_the_same_budget() -> None:
     params = SamplingParams(
         max_tokens=10, temperature=0.0, logit_bias=ALWAYS_OPEN, thinking=thinking(2, opened=False)

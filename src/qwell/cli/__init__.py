@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
@@ -21,6 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     3 that `qwell serve` had to cut off requests at its end.
     """
     arguments = parse_arguments(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What a model writes goes beyond what many a locale can spell.
+        sys.stdout.reconfigure(errors="backslashreplace")
     restrain_thread_pools()
     # The level is set for qwell alone: libraries would log every request they make.
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)

@@ -17,7 +17,7 @@ DEFAULT_MAX_TOKENS = 256
 def run(arguments: argparse.Namespace) -> int:
     """Print the completion as it comes, or one JSON object at the end."""
     llm = LLM.from_options(engine_options(arguments, str(resolve_model(arguments.model))))
-    prompt = llm.tokenizer.encode(arguments.prompt)
+    prompt = llm.tokenizer.encode_prompt(arguments.prompt)
     # A default must not fail where the context is short; what the user asked for may.
     room = max(1, llm.info.max_model_len - len(prompt))
     params = replace(llm.default_params(), max_tokens=min(DEFAULT_MAX_TOKENS, room))

@@ -185,8 +185,18 @@ def _add_pack(commands: Any) -> None:
     parser = _add_command(
         commands, "pack", _pack, "pack weights for CPUs ahead of the first start; print the file"
     )
-    parser.add_argument(
-        "model", metavar="MODEL", help="folder of a checkpoint, or a Hugging Face id"
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument(
+        "model", metavar="MODEL", nargs="?", help="folder of a checkpoint, or a Hugging Face id"
+    )
+    task.add_argument(
+        "--list", action="store_true", help="print the files that are kept, those used last first"
+    )
+    task.add_argument(
+        "--remove-unused",
+        metavar="DAYS",
+        type=whole,
+        help="remove files that no start has used for so many days; 0 removes all",
     )
     parser.add_argument(
         "--weights",

@@ -50,6 +50,7 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--served-model-name",
         metavar="NAME",
+        type=_name,
         action="append",
         default=[],
         help="model id that clients may ask for; may be repeated (default: any id)",
@@ -103,6 +104,12 @@ def _port(text: str) -> int:
     if not 0 <= value <= 65535:
         raise argparse.ArgumentTypeError(f"must be a port number of 0 to 65535, got {text!r}")
     return value
+
+
+def _name(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
 
 
 def _user_and_password(text: str) -> tuple[str, str]:

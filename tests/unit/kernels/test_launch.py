@@ -75,6 +75,7 @@ def test_arch_is_what_triton_compiles_for(target, arch, monkeypatch):
 def test_gpus_before_ampere_are_refused(capability, fits, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
+    monkeypatch.setenv("CC", "cc")
     if fits:
         check_gpu(torch.device("cuda"))
     else:
@@ -82,3 +83,10 @@ def test_gpus_before_ampere_are_refused(capability, fits, monkeypatch):
             KernelError, match=r"Tesla T4 has compute capability 7\.5; .* need 8\.0"
         ):
             check_gpu(torch.device("cuda"))
+
+
+def test_a_machine_without_a_c_compiler_is_refused(monkeypatch):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(KernelError, match=r"needs a C compiler .* CC"):
+        check_gpu(torch.device("cuda"))
