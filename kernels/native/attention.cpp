@@ -108,8 +108,10 @@ void plan(const AttentionCall& call, std::int64_t threads, std::vector<Work>& wo
     const std::int64_t rows = work.tile.queries * group(call);
     const std::int64_t most =
         std::clamp<std::int64_t>(std::min(heads, kTileRows / rows), 1, call.num_kv_heads);
-    for (; work.tile.kv_head < call.num_kv_heads; work.tile.kv_head += most) {
-      work.tile.kv_heads = std::min(most, call.num_kv_heads - work.tile.kv_head);
+    const std::int64_t groups = (call.num_kv_heads + most - 1) / most;
+    for (std::int64_t i = 0; i < groups; ++i) {
+      work.tile.kv_head = i * call.num_kv_heads / groups;
+      work.tile.kv_heads = (i + 1) * call.num_kv_heads / groups - work.tile.kv_head;
       works.push_back(work);
     }
   });
@@ -140,9 +142,14 @@ void attention(Isa isa, Pool& pool, const AttentionCall& call) {
   std::vector<Work>& works = planned;
   plan(call, pool.threads(), works);
 
-  const auto count = static_cast<std::int64_t>(works.size());
-  if (count >= kTasksPerThread * pool.threads()) {
-    pool.run(count, [&](std::int64_t i) {
+  std::int64_t splits = 0;
+  std::int64_t most = 0;
+  for (const Work& work : works) {
+    splits += work.splits;
+    most = std::max(most, work.splits);
+  }
+  if (most * kTasksPerThread * pool.threads() <= splits) {
+    pool.run(static_cast<std::int64_t>(works.size()), [&](std::int64_t i) {
       const Work& work = works[static_cast<std::size_t>(i)];
       const std::int64_t floats = attention_partial_floats(call, work.tile);
       float* into = scratch(attention_scratch_floats(call, work.tile) + 2 * floats);
@@ -158,7 +165,8 @@ void attention(Isa isa, Pool& pool, const AttentionCall& call) {
     return;
   }
 
-  // Few tiles: the splits of each are shared out, and who ends the last one merges them.
+  // Few tiles, or a long one: the splits of each are shared out, and who ends the last one merges
+  // them.
   static thread_local std::vector<SplitTask> planned_tasks;
   static thread_local Space partials;
   std::vector<SplitTask>& tasks = planned_tasks;

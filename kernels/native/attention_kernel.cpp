@@ -293,6 +293,10 @@ void end(const Walk& walk, const Partial<float>& partial) {
   }
 }
 
+// How many heads ahead of what is attended keys and values are fetched. One thread, 2048 deep: with
+// one in place of two an int8 cache takes a quarter more time, with six a seventh.
+constexpr std::int64_t kHeadsAhead = 2;
+
 // Head by head within a step: the blocks of heads side by side are one stretch of memory.
 template <class T>
 void walk_split(const AttentionCall& call, const AttentionTile& tile, std::int64_t split,
@@ -312,17 +316,17 @@ void walk_split(const AttentionCall& call, const AttentionTile& tile, std::int64
   const std::int64_t end_key = min((split + 1) * kSplitKeys, tile.position + tile.queries);
   for (std::int64_t start = max(split * kSplitKeys, oldest); start < end_key; start += kStepKeys) {
     const Sources sources(first, start);
-    const std::int64_t next = start + kStepKeys < end_key ? start + kStepKeys : start;
-    const Sources next_sources(first, next);
     for (std::int64_t head = 0; head < tile.kv_heads; ++head) {
       const Walk walk = of_head(head);
       const Blocks<T> now = find_blocks<T>(walk, start, sources);
       if (direct) {
-        const Blocks<T> later = head + 1 < tile.kv_heads
-                                    ? find_blocks<T>(of_head(head + 1), start, sources)
-                                    : find_blocks<T>(first, next, next_sources);
-        prefetch_scales(later);
-        attend(walk, Step<T>{now, later, walk.width}, start, results(head));
+        const std::int64_t later = start + (head + kHeadsAhead) / tile.kv_heads * kStepKeys;
+        const Blocks<T> fetched =
+            later < end_key ? find_blocks<T>(of_head((head + kHeadsAhead) % tile.kv_heads), later,
+                                             Sources(first, later))
+                            : now;
+        prefetch_scales(fetched);
+        attend(walk, Step<T>{now, fetched, walk.width}, start, results(head));
       } else {
         const Blocks<Prepared<T>> prepared = prepare_blocks(walk, now, sources);
         attend(walk, Step<Prepared<T>>{prepared, prepared, walk.width}, start, results(head));

@@ -42,7 +42,7 @@ struct Blocks {
 template <class T>
 struct Step {
   Blocks<T> now;
-  Blocks<T> next;             // of the step after, fetched meanwhile
+  Blocks<T> next;             // of a later step, fetched meanwhile
   std::int64_t value_stride;  // from one token's values to the next one's
 };
 

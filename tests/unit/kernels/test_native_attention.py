@@ -244,7 +244,8 @@ def test_bits_of_a_long_context_do_not_depend_on_chunks_or_batch(isa):
     ("counts", "lengths", "heads"),
     [
         ([1], [1100], (4, 2)),  # splits of few tiles
-        ([1] * 9, list(range(500, 1400, 100)), (4, 2)),  # tiles enough
+        ([1] * 9, list(range(1030, 1300, 30)), (4, 2)),  # tiles enough
+        ([1] * 9, [1100, *[5] * 8], (4, 2)),  # tiles enough, but for the long one
         ([200], [900], (4, 1)),
     ],
 )
