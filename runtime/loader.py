@@ -23,7 +23,7 @@ from qwell.runtime.cpu import count_cores
 from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.errors import EngineStartError, UnsupportedModelError
 from qwell.runtime.kv_cache import BLOCK_SIZE, KVCache, allocate, blocks_for, bytes_per_token
-from qwell.runtime.largest_step import largest_decode, largest_step
+from qwell.runtime.largest_step import largest_decode, largest_step, smaller_steps
 from qwell.runtime.memory import enough_memory, gpu_cache_budget, host_cache_budget
 from qwell.runtime.messages import EngineInfo
 from qwell.runtime.models.dense import (
@@ -225,6 +225,7 @@ def _pool_blocks(
 ) -> int:
     """Blocks of the cache pool: as asked, else all sequences at full length or what fits."""
     if device.type == "cuda":
+        smaller_steps(options, decoder, cache_dtype, device)
         kinds = (largest_step,) if options.eager else (largest_step, largest_decode)
         steps = [partial(kind, options, decoder, cache_dtype, device) for kind in kinds]
         budget = gpu_cache_budget(device, options.gpu_memory_utilization, steps)
