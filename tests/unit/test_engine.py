@@ -352,6 +352,17 @@ def test_a_gpu_that_is_not_there_is_refused(folder: Path) -> None:
         Engine.start(EngineOptions(model=str(folder), device="cuda"))
 
 
+def test_a_gpu_that_is_too_small_is_one_clear_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr("qwell.runtime.engine.load_model", too_large)
+    with pytest.raises(EngineStartError, match=r"lower --max-batch-tokens, .* allocate 20\.00 GiB"):
+        start_engine(folder)
+
+
 def test_an_unknown_kernel_is_refused(folder: Path) -> None:
     with pytest.raises(EngineStartError, match=f"nonsense.*{OP_NAMES[0]}"):
         start_engine(folder, {"nonsense": print})
