@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
+
+from qwell.runtime.errors import EngineStartError
 
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "bfloat16", "float16", "float32"]
 CacheDType = Literal["auto", "bfloat16", "float16", "float32", "int8"]
 Weights = Literal["auto", "f32", "bf16", "f16", "int8", "int4"]
+
+_CHOICES = {"device": Device, "dtype": DType, "weights": Weights, "kv_cache_dtype": CacheDType}
+_COUNTS = (
+    "max_model_len",
+    "kv_cache_tokens",
+    "threads",
+    "max_batch_tokens",
+    "max_num_seqs",
+    "max_queue",
+)
 
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,3 +94,19 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     speculation: bool = True
     draft_model: str | None = None
     eos_token_ids: tuple[int, ...] = ()
+
+    def check(self) -> None:
+        """Raises EngineStartError for a value that no engine runs with."""
+        for name, choice in _CHOICES.items():
+            if getattr(self, name) not in get_args(choice):
+                raise EngineStartError(
+                    f"{name} is {getattr(self, name)!r}; it must be one of "
+                    f"{', '.join(get_args(choice))}"
+                )
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise EngineStartError(f"{name} is {value}; it must be at least 1")
+        share = self.gpu_memory_utilization
+        if not 0.0 < share <= 1.0:
+            raise EngineStartError(f"gpu_memory_utilization is {share}; it must be in (0, 1]")

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import msgspec
@@ -45,7 +46,7 @@ class Completion:
 
 
 class LLM:
-    """A model to generate with.
+    """A model to generate with; calls from several threads take turns.
 
         >>> LLM("Qwen/Qwen3-0.6B").generate(["Hello"], SamplingParams(max_tokens=8))
 
@@ -122,6 +123,7 @@ class LLM:
         )
         eos_token_ids = (*options.eos_token_ids, *self.defaults.eos_token_ids)
         options = msgspec.structs.replace(options, eos_token_ids=eos_token_ids)
+        self._turn = RLock()
         self._engine = Engine.start(options, kernels)
 
     @cached_property
@@ -139,7 +141,8 @@ class LLM:
 
     def logits(self, token_ids: Sequence[int]) -> Tensor:
         """Logits of every position, fp32 [len(token_ids), vocab_size]."""
-        return self._engine.logits(token_ids)
+        with self._turn:
+            return self._engine.logits(token_ids)
 
     def generate(
         self,
@@ -167,6 +170,16 @@ class LLM:
         params = self.default_params() if params is None else params
         if params.grammar is not None:
             check_grammar(params.grammar)
+        with self._turn:
+            return self._generate(prompts, params, on_text, progress)
+
+    def _generate(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        params: SamplingParams,
+        on_text: Callable[[int, str], None] | None,
+        progress: bool,
+    ) -> list[Completion]:
         running: dict[str, _Running] = {}
         try:
             for index, prompt in enumerate(prompts):

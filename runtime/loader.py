@@ -15,15 +15,16 @@ from qwell.kernels.errors import KernelError
 from qwell.kernels.fused_ops import MAX_FUSED_TOKENS
 from qwell.kernels.registry import build_fused_ops, build_ops, describe, is_native
 from qwell.runtime.checkpoint.config import ModelConfig
-from qwell.runtime.checkpoint.packed_cache import PackedFile, packed_dir
+from qwell.runtime.checkpoint.packed_cache import PackedFile
+from qwell.runtime.checkpoint.packed_files import packed_dir
 from qwell.runtime.checkpoint.shards import Shards
 from qwell.runtime.checkpoint.weights import PlainWeights, WeightSource
 from qwell.runtime.cpu import count_cores
 from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.errors import EngineStartError, UnsupportedModelError
 from qwell.runtime.kv_cache import BLOCK_SIZE, KVCache, allocate, blocks_for, bytes_per_token
-from qwell.runtime.largest_step import largest_decode, largest_step
-from qwell.runtime.memory import gpu_cache_budget, host_cache_budget
+from qwell.runtime.largest_step import largest_decode, largest_step, smaller_steps
+from qwell.runtime.memory import enough_memory, gpu_cache_budget, host_cache_budget
 from qwell.runtime.messages import EngineInfo
 from qwell.runtime.models.dense import (
     DenseDecoder,
@@ -86,6 +87,7 @@ def load_model(
         CheckpointError, UnsupportedModelError: what is wrong with the checkpoint.
         EngineStartError: the device, dtype or memory asked for cannot be had.
     """
+    options.check()
     folder = Path(options.model)
     family, config = read_model_config(folder)
     wanted = options.max_model_len or config.max_position
@@ -94,12 +96,6 @@ def load_model(
             f"max_model_len {wanted} is more than the {config.max_position} tokens that "
             f"{folder} supports ({config.max_position_reason})"
         )
-    if not 0.0 < options.gpu_memory_utilization <= 1.0:
-        raise EngineStartError(
-            f"gpu_memory_utilization is {options.gpu_memory_utilization}; it must be in (0, 1]"
-        )
-    if options.threads is not None and options.threads < 1:
-        raise EngineStartError(f"threads is {options.threads}; it must be at least 1")
     device = pick_device(options.device)
     overrides = {**options.kernels, **(kernels or {})}
     precision = choose_precision(options, config.dtype, device, overrides)
@@ -117,8 +113,9 @@ def load_model(
     except KernelError as error:
         raise EngineStartError(str(error)) from error
     with torch.inference_mode():
-        weights = _open_weights(options, family.names, config, precision, device)
-        decoder = load_dense(weights, family.names, config, ops, fused, wanted, device)
+        with enough_memory(f"the weights of {folder}; on CPUs --weights int8 or int4 take less"):
+            weights = _open_weights(options, family.names, config, precision, device)
+            decoder = load_dense(weights, family.names, config, ops, fused, wanted, device)
         num_blocks = _pool_blocks(options, decoder, wanted, precision.cache, device)
         gib = num_blocks * BLOCK_SIZE * bytes_per_token(config, precision.cache) / 2**30
         try:
@@ -228,6 +225,7 @@ def _pool_blocks(
 ) -> int:
     """Blocks of the cache pool: as asked, else all sequences at full length or what fits."""
     if device.type == "cuda":
+        smaller_steps(options, decoder, cache_dtype, device)
         kinds = (largest_step,) if options.eager else (largest_step, largest_decode)
         steps = [partial(kind, options, decoder, cache_dtype, device) for kind in kinds]
         budget = gpu_cache_budget(device, options.gpu_memory_utilization, steps)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from qwell.runtime.checkpoint.packed_cache import PackedFile, packed_dir
+from qwell.runtime.checkpoint.packed_cache import PackedFile
+from qwell.runtime.checkpoint.packed_files import packed_dir
 from qwell.runtime.checkpoint.packed_weights import PackedWeights
 from qwell.runtime.checkpoint.shards import Shards
 from qwell.runtime.engine_options import Weights

@@ -11,6 +11,8 @@ from qwell.runtime.grammar import Grammar
 from qwell.runtime.thinking import Thinking
 
 MAX_STOP_STRINGS = 16
+# They are prepared for every choice of a request, in the process that serves all others.
+MAX_STOP_CHARACTERS = 1024
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 100.0
 MAX_PENALTY = 2.0
@@ -105,6 +107,9 @@ class SamplingParams:
         count = len(self.stop)
         _require(count <= MAX_STOP_STRINGS, "stop", f"at most {MAX_STOP_STRINGS} strings", count)
         _require(all(self.stop), "stop", "a list of non-empty strings", list(self.stop))
+        longest = max(map(len, self.stop), default=0)
+        allowed = f"strings of at most {MAX_STOP_CHARACTERS} characters"
+        _require(longest <= MAX_STOP_CHARACTERS, "stop", allowed, longest)
 
         for name in ("logprobs", "prompt_logprobs"):
             top = getattr(self, name)

@@ -45,6 +45,9 @@ CHUNK = 4096
 CONTEXT = 4096
 """Tokens of each sequence that decodes."""
 
+LEAST_WIDE_SHARE_AMD = 0.75
+"""For groups of 32: each thread of AMD's matrix instructions needs four scales beside 8 weights."""
+
 Row = TypeVar("Row")
 
 
@@ -92,15 +95,24 @@ def _linear(arch: str) -> Iterator[Case]:
     for place, row in enumerate(_rows(linear_config.PACKED, arch)):
         for weight_format in ("int8", "int4", "fp8"):
             yield _linear_case(weight_format, row, serves_few=place == 0)
+        for weight_format in ("int8 g32", "int4 g32"):
+            least = LEAST_WIDE_SHARE_AMD if arch.startswith("gfx") else 0.9
+            yield _linear_case(weight_format, row, serves_few=place == 0, least_wide_share=least)
     for row in _rows(linear_config.FLOAT32, arch):
         yield _linear_case("fp32", row, serves_few=False)
 
 
-def _linear_case(weight_format: str, row: linear_config.Settings, *, serves_few: bool) -> Case:
+def _linear_case(
+    weight_format: str,
+    row: linear_config.Settings,
+    *,
+    serves_few: bool,
+    least_wide_share: float = 0.9,
+) -> Case:
     """As many tokens as the row serves; few are bound by reading weights."""
     small, large = MODELS
-    # A weight that is small enough for its sums to be spread, or the one that takes longest.
-    n, k = (small.hidden, small.mlp) if row.spread else (2 * large.mlp, large.hidden)
+    # A weight that is small enough for its sums to be spread, or one that is summed in parts.
+    n, k = (small.hidden, small.mlp) if row.spread else (large.hidden, large.mlp)
     tokens = min(row.max_rows, CHUNK)
     dtype = torch.float32 if weight_format == "fp32" else torch.bfloat16
     weight, weight_bytes = _weight(weight_format, n, k)
@@ -113,24 +125,34 @@ def _linear_case(weight_format: str, row: linear_config.Settings, *, serves_few:
         factors="fp32" if weight_format == "fp32" else "bf16",
         tensor_kernels=() if weight_format == "fp32" else (kernel,),
         wide_kernels=(kernel,) if serves_few else (),
+        least_wide_share=least_wide_share,
     )
 
 
 def _weight(weight_format: str, n: int, k: int) -> tuple[Weight, int]:
-    """A weight [n, k] and its bytes; groups and blocks are those of Qwen's own checkpoints."""
-    tiles, group = -(-k // 128), 128
-    words8 = ints(tiles, n, 32)
-    scales = meta(k // group, n, dtype=torch.float16)
-    zeros = meta(k // group, n, dtype=torch.uint8)
-    formats: dict[str, Weight] = {
-        "fp32": meta(n, k, dtype=torch.float32),
-        "bf16": meta(n, k),
-        "int8": IntWeight(words8, scales, None, bits=8, columns=k),
-        "int4": IntWeight(meta(tiles, n, 32, dtype=torch.int16), scales, zeros, 4, columns=k),
-        "fp8": Fp8Weight(words8, meta(-(-n // 128), tiles, dtype=torch.float32), columns=k),
+    """A weight [n, k] and its bytes.
+
+    Groups and blocks are those of Qwen's own checkpoints, and g32 those of kernels/quantize.py.
+    """
+    tiles, words8 = -(-k // 128), ints(-(-k // 128), n, 32)
+
+    def int_weight(bits: int, group: int) -> IntWeight:
+        words = words8 if bits == 8 else meta(tiles, n, 32, dtype=torch.int16)
+        scales = meta(k // group, n, dtype=torch.float16)
+        zeros = meta(k // group, n, dtype=torch.uint8) if bits == 4 else None
+        return IntWeight(words, scales, zeros, bits, columns=k)
+
+    formats: dict[str, tuple[int, Weight]] = {
+        "fp32": (32, meta(n, k, dtype=torch.float32)),
+        "bf16": (16, meta(n, k)),
+        "int8": (8, int_weight(8, 128)),
+        "int4": (4, int_weight(4, 128)),
+        "int8 g32": (8, int_weight(8, 32)),
+        "int4 g32": (4, int_weight(4, 32)),
+        "fp8": (8, Fp8Weight(words8, meta(-(-n // 128), tiles, dtype=torch.float32), columns=k)),
     }
-    bits = {"fp32": 32, "bf16": 16, "int8": 8, "int4": 4, "fp8": 8}
-    return formats[weight_format], n * k * bits[weight_format] // 8
+    bits, weight = formats[weight_format]
+    return weight, n * k * bits // 8
 
 
 def _rope(_: str) -> Iterator[Case]:

@@ -50,15 +50,14 @@ def _norm_linear_silu_mul(_: str) -> Iterator[Case]:
             yield Case(f"{tokens} x {k} x {n}", run, moved, flops, wide_kernels=wide)
 
 
-# Instructions are counted, not how often they run: the narrow loads of the residual and of the
-# splits' sums, outside the loop over the weight, would weigh as much as those inside.
 def _linear_add(_: str) -> Iterator[Case]:
     for model in MODELS:
         n, k = model.hidden, model.mlp
         for tokens in STEPS:
             moved, flops = _product(tokens, n, k)
             run = partial(linear_add, meta(tokens, k), meta(n, k), meta(tokens, n))
-            yield Case(f"{tokens} x {k} x {n}", run, moved, flops)
+            wide = ("linear_add_kernel",)
+            yield Case(f"{tokens} x {k} x {n}", run, moved, flops, wide_kernels=wide)
 
 
 def _merge_linear_add(_: str) -> Iterator[Case]:
@@ -74,7 +73,8 @@ def _merge_linear_add(_: str) -> Iterator[Case]:
             )
             moved, flops = _product(tokens, n, k)
             run = partial(merge_linear_add, splits, meta(n, k), meta(tokens, n))
-            yield Case(f"{tokens} x {k} x {n}", run, moved, flops)
+            wide = ("merge_linear_add_kernel",)
+            yield Case(f"{tokens} x {k} x {n}", run, moved, flops, wide_kernels=wide)
 
 
 def _rope_attention(_: str) -> Iterator[Case]:

@@ -37,7 +37,8 @@ struct AttentionCall {
 
 // The bits of a token's head depend on its query and its keys and values alone: neither on other
 // tokens, nor on how queries share tasks, nor on threads. The same on every instruction set that
-// fuses multiplication and addition. `isa` must be one of runnable_isas().
+// fuses multiplication and addition, but for a bfloat16 cache where it has dot products of pairs:
+// there queries and weights are rounded to bfloat16. `isa` must be one of runnable_isas().
 void attention(Isa isa, Pool& pool, const AttentionCall& call);
 
 // Keys that are attended in one go; results of such splits, counted from key 0, are merged.

@@ -40,7 +40,8 @@ std::int64_t rows_of(const AttentionCall& call, const AttentionTile& tile) {
 
 // What a step computes with where many rows share it, or where lines are no whole vectors.
 template <class T>
-using Prepared = std::conditional_t<std::is_same_v<T, std::int8_t>, std::int8_t, float>;
+using Prepared =
+    std::conditional_t<std::is_same_v<T, std::int8_t>, std::int8_t, typename Chain<T>::Prepared>;
 
 // Lines of `count` elements, widened and padded with zeros to lines of `stride`.
 template <class T, class To>
@@ -53,6 +54,31 @@ void prepare_lines(const T* from, std::int64_t lines, std::int64_t count, To* to
     for (; i < stride; ++i) to[i] = To{};
   }
 }
+
+// Keys of a block: all of its lines as one.
+template <class T, class To>
+void prepare_keys(const T* from, std::int64_t head_dim, To* to, std::int64_t size) {
+  prepare_lines(from, 1, head_dim * kBlockTokens, to, size);
+}
+
+#if defined(QWELL_BF16_DOT)
+// Two lines become one of pairs.
+void prepare_lines(const BFloat16* from, std::int64_t lines, std::int64_t count, Pair* to,
+                   std::int64_t stride) {
+  for (std::int64_t line = 0; line < lines; line += 2, from += 2 * count, to += stride) {
+    std::int64_t i = 0;
+    for (; i + Vec::width <= count; i += Vec::width) {
+      store_pairs(to + i, zip(from + i, from + count + i));
+    }
+    for (; i < count; ++i) to[i] = {from[i], from[count + i]};
+    for (; i < stride; ++i) to[i] = Pair{};
+  }
+}
+
+void prepare_keys(const BFloat16* from, std::int64_t head_dim, Pair* to, std::int64_t) {
+  prepare_lines(from, head_dim, kBlockTokens, to, kBlockTokens);
+}
+#endif
 
 // One of the key/value heads of a tile, and the space to walk over its keys. The heads share what
 // is used within a step.
@@ -104,6 +130,7 @@ struct Walk {
   }
 };
 
+template <class T>
 void load_queries(const Walk& walk) {
   const std::int64_t head_dim = walk.call.head_dim;
   for (std::int64_t row = 0; row < walk.rows; ++row) {
@@ -113,9 +140,11 @@ void load_queries(const Walk& walk) {
     float* to = walk.q + row * walk.width;
     for (std::int64_t d = 0; d < head_dim; ++d) to[d] = from[d] * walk.call.scale;
     for (std::int64_t d = head_dim; d < walk.width; ++d) to[d] = 0.0F;
-    if (walk.call.cache_dtype == CacheDType::int8) {
-      walk.q_scales[row] =
-          to_numbers(to, walk.width, walk.q_numbers + row * walk.width * kNumberBytes);
+    if constexpr (std::is_same_v<T, std::int8_t>) {
+      std::uint8_t* numbers = walk.q_numbers + row * walk.width * kNumberBytes;
+      walk.q_scales[row] = to_numbers(to, walk.width, numbers);
+    } else if constexpr (Chain<T>::kLink > 1) {
+      for (std::int64_t d = 0; d < walk.width; d += Vec::width) Chain<T>::put(to, d, load(to + d));
     }
   }
 }
@@ -165,7 +194,7 @@ Blocks<Prepared<T>> prepare_blocks(const Walk& walk, const Blocks<T>& blocks,
     prepared.key_scales[b] = blocks.key_scales[b];
     prepared.value_scales[b] = blocks.value_scales[b];
     if (sources.block[b] != b) continue;
-    prepare_lines(blocks.keys[b], 1, kBlockTokens * head_dim, keys, block_size);
+    prepare_keys(blocks.keys[b], head_dim, keys, block_size);
     prepare_lines(blocks.values[b], kBlockTokens, head_dim, values, walk.width);
   }
   return prepared;
@@ -197,9 +226,11 @@ void attend(const Walk& walk, const Step<T>& step, std::int64_t start,
 
   // What all queries see is mixed for the whole tile, what only some see query by query. A row
   // takes its keys in ascending order and no other key, not even with weight 0: that would make
-  // NaN of what a later token's infinite value is.
+  // NaN of what a later token's infinite value is. Nor are a link's keys taken apart for others.
+  constexpr int kLink = Chain<T>::kLink;
   Range common{walk.visible(walk.tile.queries - 1, start).first, walk.visible(0, start).last};
-  common.last = max(common.first, common.last);
+  common.first = (common.first + kLink - 1) / kLink * kLink;
+  common.last = max(common.first, common.last / kLink * kLink);
   for (std::int64_t query = 0; query < walk.tile.queries; ++query) {
     const Range own = walk.visible(query, start);
     mix(walk, step, {own.first, min(own.last, common.first)}, query * walk.group, walk.group,
@@ -244,8 +275,9 @@ void attend(const Walk& walk, const Step<std::int8_t>& step, std::int64_t start,
   });
 }
 
+template <class T>
 void begin(const Walk& walk, const Partial<float>& partial) {
-  load_queries(walk);
+  load_queries<T>(walk);
   for (std::int64_t i = 0; i < walk.rows * walk.width; ++i) partial.sums[i] = 0.0F;
   for (std::int64_t i = 0; i < walk.rows * kBlockTokens; ++i) walk.totals[i] = 0.0F;
   for (std::int64_t row = 0; row < walk.rows; ++row) partial.most[row] = -__builtin_inff();
@@ -274,7 +306,9 @@ void walk_split(const AttentionCall& call, const AttentionTile& tile, std::int64
   const auto results = [&](std::int64_t head) {
     return Partial<float>(partial, head * first.rows, first.width);
   };
-  for (std::int64_t head = 0; head < tile.kv_heads; ++head) begin(of_head(head), results(head));
+  for (std::int64_t head = 0; head < tile.kv_heads; ++head) {
+    begin<T>(of_head(head), results(head));
+  }
 
   const bool padded = first.width != call.head_dim;
   const bool direct = !padded && (std::is_same_v<T, Prepared<T>> || first.rows <= kMostRows);

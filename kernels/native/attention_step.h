@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "attention.h"
+#include "attention_chain.h"
 #include "simd/exp.h"
 #include "simd/simd.h"
 #include "simd/sum.h"
@@ -82,18 +83,18 @@ void score_columns(const float* q, const Step<T>& step, std::int64_t head_dim, s
     line[c] = step.now.keys[lane / kBlockTokens] + lane % kBlockTokens;
     unroll<Rows>([&](auto r) QWELL_INLINE { sums[r][c] = splat(0.0F); });
   });
-  for (std::int64_t d = 0; d < head_dim; ++d) {
-    Vec keys[Columns];
+  for (std::int64_t link = 0; link < head_dim / Chain<T>::kLink; ++link) {
+    const std::int64_t offset = link * Chain<T>::kLines * kBlockTokens;
+    typename Chain<T>::Operand keys[Columns];
     unroll<Columns>([&](auto c) QWELL_INLINE {
-      keys[c] = load(line[c] + d * kBlockTokens);
+      keys[c] = Chain<T>::keys(line[c] + offset);
       const int lane = key + c * Vec::width;
-      if (lane % kBlockTokens == 0) {
-        prefetch(step.next.values[lane / kBlockTokens], d * kBlockTokens);
-      }
+      if (lane % kBlockTokens == 0) prefetch(step.next.values[lane / kBlockTokens], offset);
     });
     unroll<Rows>([&](auto r) QWELL_INLINE {
-      const Vec query = splat(q[r * width + d]);
-      unroll<Columns>([&](auto c) QWELL_INLINE { sums[r][c] = fma(query, keys[c], sums[r][c]); });
+      unroll<Columns>([&](auto c) QWELL_INLINE {
+        sums[r][c] = Chain<T>::add(sums[r][c], keys[c], q + r * width, link);
+      });
     });
   }
   unroll<Rows>([&](auto r) QWELL_INLINE {
@@ -113,18 +114,31 @@ void mix_columns(const float* weights, const Step<T>& step, Range keys, std::int
       mixed[r][c] = load(sums + r * width + column + c * Vec::width);
     });
   });
-  for (std::int64_t key = keys.first; key < keys.last; ++key) {
+  constexpr int kLink = Chain<T>::kLink;
+  for (std::int64_t link = keys.first / kLink; link * kLink < keys.last; ++link) {
+    const std::int64_t key = link * kLink;
     const std::int64_t block = key / kBlockTokens;
-    const std::int64_t offset = key % kBlockTokens * step.value_stride + column;
-    Vec values[Columns];
+    const std::int64_t line = key % kBlockTokens / kLink * Chain<T>::kLines;
+    typename Chain<T>::Operand values[Columns];
     unroll<Columns>([&](auto c) QWELL_INLINE {
-      values[c] = load(step.now.values[block] + offset + c * Vec::width);
-      prefetch(step.next.keys[block] + offset, c * Vec::width);
+      const std::int64_t offset = line * step.value_stride + column;
+      values[c] = Chain<T>::values(step.now.values[block] + offset + c * Vec::width,
+                                   step.value_stride);
+      unroll<Chain<T>::kLines>([&](auto i) QWELL_INLINE {
+        prefetch(step.next.keys[block] + offset + i * step.value_stride, c * Vec::width);
+      });
     });
+    if constexpr (kLink > 1) {
+      const bool first = key >= keys.first;
+      const bool second = key + 1 < keys.last;
+      if (!first || !second) {
+        unroll<Columns>([&](auto c) QWELL_INLINE { values[c] = only(values[c], first, second); });
+      }
+    }
     unroll<Rows>([&](auto r) QWELL_INLINE {
-      const Vec weight = splat(weights[r * kStepKeys + key]);
-      unroll<Columns>([&](auto c)
-                          QWELL_INLINE { mixed[r][c] = fma(weight, values[c], mixed[r][c]); });
+      unroll<Columns>([&](auto c) QWELL_INLINE {
+        mixed[r][c] = Chain<T>::add(mixed[r][c], values[c], weights + r * kStepKeys, link);
+      });
     });
   }
   unroll<Rows>([&](auto r) QWELL_INLINE {
@@ -193,12 +207,15 @@ void weigh(float* scores, const Blocks<T>& blocks, Range keys, float* most, floa
   Vec weights[kStepBlocks][kLine];
   for (int block = 0; block < kStepBlocks; ++block) {
     for (int line = 0; line < kLine; ++line) {
-      float* at = scores + block * kBlockTokens + line * Vec::width;
-      weights[block][line] = exp(load(at) - shift);
-      Vec weight = weights[block][line];
+      const int place = block * static_cast<int>(kBlockTokens) + line * Vec::width;
+      const Vec weight = exp(load(scores + place) - shift);
       const float* scales = blocks.value_scales[block];
-      if (scales != nullptr) weight = weight * load(scales + line * Vec::width);
-      store(at, weight);
+      if (scales != nullptr) {
+        weights[block][line] = weight;
+        store(scores + place, weight * load(scales + line * Vec::width));
+      } else {
+        weights[block][line] = Chain<T>::put(scores, place, weight);
+      }
     }
   }
   for (int line = 0; line < kLine; ++line) {

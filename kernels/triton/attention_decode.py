@@ -17,6 +17,7 @@ from torch import Tensor
 from qwell.kernels.triton.attention_split import attend_split, store_split
 from qwell.kernels.triton.attention_tile import merge, merge_weights, normalised
 from qwell.kernels.triton.configs.attention_decode import SPLIT, Settings
+from qwell.kernels.triton.launch import cdiv, next_power_of_2
 
 
 @triton.jit(do_not_specialize=["num_splits", "table_stride"])
@@ -51,6 +52,12 @@ def attention_decode_kernel(
     i_kv_head, i_sequence = tl.program_id(1), tl.program_id(2).to(tl.int64)
     end = tl.load(lens_ptr + i_sequence)
     first_key = tl.maximum(end - WINDOW, 0) if WINDOW > 0 else 0
+    first_split = first_key // SPLIT + tl.program_id(0)
+    # Padding of captured graphs has no keys; its one split is empty, and its output 0.
+    last_split = tl.maximum(tl.cdiv(end, SPLIT), 1)
+    # Most programs, where a captured graph is sized for the longest sequence possible.
+    if first_split >= last_split:
+        return
 
     NUM_HEADS: tl.constexpr = NUM_KV_HEADS * GROUP
     o_row = tl.arange(0, BLOCK_M)
@@ -64,9 +71,7 @@ def attention_decode_kernel(
     k_ptr += i_kv_head * PAGE * HEAD_DIM
     v_ptr += i_kv_head * PAGE * HEAD_DIM
     table_ptr += i_sequence * table_stride
-    # Padding of captured graphs has no keys; its one split is empty, and its output 0.
-    last_split = tl.maximum(tl.cdiv(end, SPLIT), 1)
-    for i_split in range(first_key // SPLIT + tl.program_id(0), last_split, tl.num_programs(0)):
+    for i_split in range(first_split, last_split, tl.num_programs(0)):
         b_max = tl.full((BLOCK_M,), float("-inf"), tl.float32)
         b_sum = tl.zeros((BLOCK_M,), tl.float32)
         b_acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
@@ -152,8 +157,8 @@ def attention_decode(
     _, num_kv_heads, page, head_dim = k_cache.shape
     num_heads = q.shape[1]
     group = num_heads // num_kv_heads
-    block_d = max(triton.next_power_of_2(head_dim), 16)
-    num_splits = max(triton.cdiv(max_seq_len, SPLIT), 1)
+    block_d = max(next_power_of_2(head_dim), 16)
+    num_splits = max(cdiv(max_seq_len, SPLIT), 1)
     has_parts = num_splits > 1
     part = part_stats = out
     if has_parts:
@@ -178,7 +183,7 @@ def attention_decode(
         PAGE=page,
         HEAD_DIM=head_dim,
         BLOCK_D=block_d,
-        BLOCK_M=max(triton.next_power_of_2(group), 16),
+        BLOCK_M=max(next_power_of_2(group), 16),
         BLOCK_N=settings.block_n,
         SPLIT=SPLIT,
         WINDOW=window or 0,

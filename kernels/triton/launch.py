@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import shutil
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -35,6 +37,20 @@ def _arch(active: Any, device: torch.device) -> str:  # noqa: ARG001 (devices ma
     return f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
 
 
+# Triton's own cdiv and next_power_of_2 are meant for kernels: outside them a call takes 3 us, and
+# the launches of a layer make 25.
+
+
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up; both positive."""
+    return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    """The least power of two that is at least n, which is positive."""
+    return 1 << (n - 1).bit_length()
+
+
 def pick(table: Mapping[str, tuple[Row, ...]], arch: str, serves: Callable[[Row], bool]) -> Row:
     """The first row for `arch` (or "default", where a table has none) that serves.
 
@@ -47,7 +63,15 @@ def pick(table: Mapping[str, tuple[Row, ...]], arch: str, serves: Callable[[Row]
 
 
 def check_gpu(device: torch.device) -> None:
-    """Refuse GPUs that the kernels cannot run on. Raises KernelError."""
+    """Refuse GPUs that the kernels cannot run on, and a machine without a C compiler.
+
+    Triton has it compile the functions that load and launch kernels. Raises KernelError.
+    """
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        raise KernelError(
+            "Triton needs a C compiler to launch kernels, and there is none; install gcc or "
+            "clang, or name one in the environment variable CC"
+        )
     if torch.version.hip:
         return
     capability = torch.cuda.get_device_capability(device)

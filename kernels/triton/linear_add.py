@@ -11,7 +11,7 @@ from qwell.kernels.checks import check_tensor
 from qwell.kernels.triton.configs.gemv import settings
 from qwell.kernels.triton.gemv import check_tokens, check_weight
 from qwell.kernels.triton.gemv_tile import load_tokens, products, store_tokens
-from qwell.kernels.triton.launch import arch_of
+from qwell.kernels.triton.launch import arch_of, cdiv, next_power_of_2
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -29,10 +29,12 @@ def linear_add_kernel(
 ):
     """BLOCK_N columns of y [M, N]."""
     i_first = tl.program_id(0) * BLOCK_N
-    b_residual = load_tokens(residual_ptr, i_first, M, N, TOKENS, BLOCK_N)
+    THREADS: tl.constexpr = BLOCK_K // 8
+    b_residual = load_tokens(residual_ptr, i_first, M, N, TOKENS, BLOCK_N, THREADS)
     o_n = tl.minimum(i_first + tl.arange(0, BLOCK_N), N - 1)
     b_y = products(x_ptr, x_ptr, w_ptr, o_n, M, 0.0, K, False, TOKENS, BLOCK_K)
-    store_tokens(b_y + b_residual, y_ptr, i_first, M, N)
+    b_y += tl.sum(b_residual.to(tl.float32), axis=2)
+    store_tokens(b_y, y_ptr, i_first, M, N)
 
 
 def linear_add(x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
@@ -47,7 +49,7 @@ def linear_add(x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
     y = torch.empty_like(residual)
     if y.numel() > 0:
         chosen = settings(arch_of(x.device), n)
-        linear_add_kernel[(triton.cdiv(n, chosen.block_n),)](
+        linear_add_kernel[(cdiv(n, chosen.block_n),)](
             x,
             weight,
             residual,
@@ -55,7 +57,7 @@ def linear_add(x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
             tokens,
             N=n,
             K=k,
-            TOKENS=triton.next_power_of_2(tokens),
+            TOKENS=next_power_of_2(tokens),
             BLOCK_N=chosen.block_n,
             BLOCK_K=chosen.block_k,
             num_warps=chosen.num_warps,

@@ -19,7 +19,7 @@ from qwell.kernels.triton.configs.attention_decode import SPLIT
 from qwell.kernels.triton.configs.merge_linear_add import settings
 from qwell.kernels.triton.gemv import check_tokens, check_weight
 from qwell.kernels.triton.gemv_tile import load_tokens, partial_sums, store_tokens
-from qwell.kernels.triton.launch import arch_of
+from qwell.kernels.triton.launch import arch_of, cdiv, next_power_of_2
 
 
 @triton.jit
@@ -101,8 +101,11 @@ def merge_linear_add_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """BLOCK_N columns of y [M, N]; values [M, num_splits, NUM_HEADS, HEAD_DIM]."""
+    BLOCK_K: tl.constexpr = BLOCK_H * BLOCK_D
+    THREADS: tl.constexpr = BLOCK_K // 8
     o_sequence = tl.arange(0, TOKENS)
-    b_len = tl.load(lens_ptr + o_sequence, mask=o_sequence < M, other=0)
+    b_len = tl.sum(load_tokens(lens_ptr, 0, M, 1, TOKENS, 1, THREADS), axis=2)
+    b_len = tl.reshape(b_len, (TOKENS,))
     b_last = tl.cdiv(b_len, SPLIT)
     b_first = tl.zeros((TOKENS,), tl.int32)
     if WINDOW > 0:
@@ -111,7 +114,6 @@ def merge_linear_add_kernel(
 
     i_first = tl.program_id(0) * BLOCK_N
     o_n = tl.minimum(i_first + tl.arange(0, BLOCK_N), N - 1)[None, :, None]
-    BLOCK_K: tl.constexpr = BLOCK_H * BLOCK_D
     o_d = (tl.arange(0, BLOCK_K) % BLOCK_D)[None, None, :]
     o_head = (tl.arange(0, BLOCK_K) // BLOCK_D)[None, None, :]
     p_w = w_ptr + o_n.to(tl.int64) * (NUM_HEADS * HEAD_DIM) + o_head * HEAD_DIM + o_d
@@ -129,8 +131,9 @@ def merge_linear_add_kernel(
             NUM_HEADS, HEAD_DIM, BLOCK_S, BLOCK_H, BLOCK_D,
         )  # fmt: skip
         b_sum += partial_sums(b_heads[:, None, :], b_w.to(tl.float32), VECTOR)
-    b_residual = load_tokens(residual_ptr, i_first, M, N, TOKENS, BLOCK_N)
-    store_tokens(tl.sum(b_sum, axis=2) + b_residual, y_ptr, i_first, M, N)
+    b_residual = load_tokens(residual_ptr, i_first, M, N, TOKENS, BLOCK_N, THREADS)
+    b_y = tl.sum(b_sum, axis=2) + tl.sum(b_residual.to(tl.float32), axis=2)
+    store_tokens(b_y, y_ptr, i_first, M, N)
 
 
 def merge_linear_add(splits: Splits, weight: Tensor, residual: Tensor) -> Tensor:
@@ -145,10 +148,10 @@ def merge_linear_add(splits: Splits, weight: Tensor, residual: Tensor) -> Tensor
     check_tensor("merge_linear_add", "residual", residual, residual, (count, n))
     y = torch.empty_like(residual)
     if y.numel() > 0:
-        tokens = triton.next_power_of_2(count)
-        block_d = max(triton.next_power_of_2(head_dim), 16)
+        tokens = next_power_of_2(count)
+        block_d = max(next_power_of_2(head_dim), 16)
         chosen = settings(arch_of(weight.device), tokens)
-        merge_linear_add_kernel[(triton.cdiv(n, chosen.block_n),)](
+        merge_linear_add_kernel[(cdiv(n, chosen.block_n),)](
             splits.values,
             splits.stats,
             splits.seq_lens,
@@ -165,7 +168,7 @@ def merge_linear_add(splits: Splits, weight: Tensor, residual: Tensor) -> Tensor
             TOKENS=tokens,
             BLOCK_N=chosen.block_n,
             BLOCK_S=chosen.block_s,
-            BLOCK_H=min(max(chosen.block_k // block_d, 1), triton.next_power_of_2(num_heads)),
+            BLOCK_H=min(max(chosen.block_k // block_d, 1), next_power_of_2(num_heads)),
             BLOCK_D=block_d,
             num_warps=chosen.num_warps,
             enable_fp_fusion=True,

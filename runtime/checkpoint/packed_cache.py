@@ -30,7 +30,6 @@ import torch
 from filelock import FileLock
 
 from qwell.kernels.native.packed import ALIGNMENT, Format, PackedWeight, packed_bytes
-from qwell.runtime.cache_dir import cache_dir
 from qwell.runtime.checkpoint.packed_files import LOCK, PART, WHOLE
 from qwell.runtime.checkpoint.safetensors import SafetensorsFile
 from qwell.runtime.checkpoint.shards import Shards
@@ -43,11 +42,6 @@ LAYOUT_VERSION = 1
 
 Matrix = tuple[str, ...]
 """Names of the tensors whose rows make a matrix."""
-
-
-def packed_dir() -> Path:
-    """The folder that the files are kept in."""
-    return cache_dir() / "packed"
 
 
 class PackedFile:

@@ -1,4 +1,7 @@
-"""The files that keep packed weights: which there are, and removal of those nobody uses."""
+"""The files that keep packed weights: which there are, and removal of those nobody uses.
+
+Torch-free.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,7 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
-from qwell.runtime.checkpoint.safetensors import SafetensorsFile
-from qwell.runtime.errors import CheckpointError
+from qwell.runtime.cache_dir import cache_dir
 
 WHOLE, PART, LOCK = ".safetensors", ".part", ".lock"
 """Suffixes of a file that is kept, of one that is being written, of the lock on both."""
@@ -33,10 +35,20 @@ class KeptFile(NamedTuple):
     @property
     def checkpoint(self) -> str:
         """The folder of weights that it was made from; empty where it does not say."""
+        # Imported here: GPUs run from a checkout where safetensors is not installed.
+        from safetensors import SafetensorError, safe_open
+
         try:
-            return SafetensorsFile(self.path).metadata.get("checkpoint", "")
-        except CheckpointError:
+            with safe_open(self.path, "numpy") as file:
+                metadata: dict[str, str] = file.metadata() or {}
+        except (SafetensorError, OSError):
             return ""
+        return metadata.get("checkpoint", "")
+
+
+def packed_dir() -> Path:
+    """The folder that the files are kept in."""
+    return cache_dir() / "packed"
 
 
 def kept_files(folder: Path) -> list[KeptFile]:

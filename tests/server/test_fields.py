@@ -216,6 +216,7 @@ def test_sizes_of_obfuscated_chunks_tell_nothing(server: ServerProcess, path: st
         (COMPLETIONS, {"best_of": 20, "prompt": ["a"] * 7}, "best_of"),
         (COMPLETIONS, {"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias"),
         (COMPLETIONS, {"stop_token_ids": [1] * 129}, "stop_token_ids"),
+        (COMPLETIONS, {"stop": ["a", "x" * 1025]}, "stop"),
         (CHAT, {"return_token_ids": 1}, "return_token_ids"),
         (CHAT, {"metadata": {str(i): "x" for i in range(17)}}, "metadata"),
         (CHAT, {"metadata": {"k" * 65: "x"}}, "metadata"),
@@ -232,6 +233,7 @@ def test_limits(server: ServerProcess, path: str, fields: dict[str, Any], param:
 
 def test_as_much_as_is_allowed(server: ServerProcess) -> None:
     fields = {"stop_token_ids": [9] * 128, "best_of": 20, "n": 20, "logit_bias": {}}
+    fields["stop"] = [f"{i:x}" + "y" * 1023 for i in range(16)]
     fields["logit_bias"] = {str(i): 1 for i in range(256)}
 
     assert len(server.complete("say:x", **fields)["choices"]) == 20

@@ -220,6 +220,8 @@ def test_the_engine_tells_of_itself(computing: ServerProcess) -> None:
     assert seen("qwell:engine_steps_total") >= 8
     assert seen("qwell:engine_step_seconds_total", part="forward") > 0
     assert seen("vllm:kv_cache_usage_perc") == 0
+    prefill_s = seen("vllm:request_prefill_time_seconds_sum")
+    assert 0 < prefill_s < seen("vllm:time_to_first_token_seconds_sum")
     long = {"prompt": "x", "max_tokens": 250, "ignore_eos": True, "n": 32}
     with raw_request(computing, "/v1/completions", long):
         computing.wait_until(

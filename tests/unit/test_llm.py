@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ from tiny_tokenizers import ENDOFTEXT, IM_END, backend_with_beginning, tiny_back
 from transformers import PreTrainedTokenizerFast
 
 from qwell import LLM, SamplingParams
-from qwell.runtime.errors import CheckpointError, RequestError
+from qwell.runtime.errors import CheckpointError, EngineStartError, RequestError
 
 GREEDY = SamplingParams(max_tokens=24, temperature=0.0)
 PROMPTS = ["Once upon", "a time", "in a land far away there was"]
@@ -55,6 +58,35 @@ def test_a_text_begins_as_transformers_has_it_and_a_chat_as_its_template(
     assert begins.chat_template is not None
     messages = [{"role": "user", "content": "Once"}]
     assert begins.chat_template.encode(messages, begins.tokenizer) == [*b"Once"]
+
+
+def test_calls_from_threads_take_turns(llm: LLM) -> None:
+    alone = [llm.generate([prompt], GREEDY) for prompt in PROMPTS]
+    logits = llm.logits([1, 2, 3])
+    with ThreadPoolExecutor(8) as threads:
+        texts = [threads.submit(llm.generate, [prompt], GREEDY) for prompt in PROMPTS * 4]
+        between = [threads.submit(llm.logits, [1, 2, 3]) for _ in range(8)]
+        assert [call.result() for call in texts] == alone * 4
+        assert all(torch.equal(call.result(), logits) for call in between)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"device": "tpu"}, "device is 'tpu'; it must be one of auto, cpu, cuda"),
+        ({"weights": "q4_0"}, "weights is 'q4_0'; it must be one of auto, f32"),
+        ({"dtype": "int8"}, "dtype is 'int8'; it must be one of auto, bfloat16"),
+        ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype is 'fp8'; it must be one of auto"),
+        ({"max_model_len": 0}, "max_model_len is 0; it must be at least 1"),
+        ({"max_batch_tokens": 0}, "max_batch_tokens is 0; it must be at least 1"),
+        ({"max_num_seqs": -1}, "max_num_seqs is -1; it must be at least 1"),
+    ],
+)
+def test_an_option_that_no_engine_runs_with_is_refused(
+    folder: Path, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(EngineStartError, match=re.escape(words)):
+        LLM(folder, **options)
 
 
 def test_the_text_is_that_of_the_ids_and_comes_in_pieces(llm: LLM) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import time
 
-from qwell.runtime.checkpoint.packed_cache import packed_dir
-from qwell.runtime.checkpoint.packed_files import KeptFile, kept_files, remove_unused
+from qwell.runtime.checkpoint.packed_files import (
+    KeptFile,
+    kept_files,
+    packed_dir,
+    remove_unused,
+)
 from qwell.runtime.checkpoint.resolve import resolve_model
-from qwell.runtime.pack import pack_checkpoint
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -20,6 +23,9 @@ def run(arguments: argparse.Namespace) -> int:
         for file in remove_unused(packed_dir(), arguments.remove_unused):
             print(f"removed {file.path} {_mebibytes(file.size)}")
     else:
+        # Imported here: torch takes seconds, and a list needs none of it.
+        from qwell.runtime.pack import pack_checkpoint
+
         path = pack_checkpoint(resolve_model(arguments.model), arguments.weights)
         print(f"{path} {_mebibytes(path.stat().st_size)}")
     return 0

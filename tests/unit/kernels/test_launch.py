@@ -8,12 +8,13 @@ from unittest import mock
 
 import pytest
 import torch
+import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
 from qwell.kernels.errors import KernelError
 from qwell.kernels.triton.configs.table_file import read_table, table_file
-from qwell.kernels.triton.launch import arch_of, check_gpu, pick
+from qwell.kernels.triton.launch import arch_of, cdiv, check_gpu, next_power_of_2, pick
 
 Row = namedtuple("Row", "limit warps")
 TABLE = {"default": (Row(10, 1), Row(20, 2)), "sm_90": (Row(20, 4), Row(10, 8))}
@@ -75,6 +76,7 @@ def test_arch_is_what_triton_compiles_for(target, arch, monkeypatch):
 def test_gpus_before_ampere_are_refused(capability, fits, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
+    monkeypatch.setenv("CC", "cc")
     if fits:
         check_gpu(torch.device("cuda"))
     else:
@@ -82,3 +84,16 @@ def test_gpus_before_ampere_are_refused(capability, fits, monkeypatch):
             KernelError, match=r"Tesla T4 has compute capability 7\.5; .* need 8\.0"
         ):
             check_gpu(torch.device("cuda"))
+
+
+def test_a_machine_without_a_c_compiler_is_refused(monkeypatch):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(KernelError, match=r"needs a C compiler .* CC"):
+        check_gpu(torch.device("cuda"))
+
+
+def test_sizes_are_rounded_as_triton_rounds_them():
+    for n in range(1, 1100):
+        assert next_power_of_2(n) == triton.next_power_of_2(n)
+        assert [cdiv(n, b) for b in (1, 16, 256)] == [triton.cdiv(n, b) for b in (1, 16, 256)]
