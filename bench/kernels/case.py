@@ -21,7 +21,8 @@ class Case:
         flops: multiplications and additions, both counted.
         factors: type of what is multiplied: bf16, fp32, int8 or fp8.
         tensor_kernels: kernels that must use matrix units.
-        wide_kernels: kernels that must load 128 bits at a time.
+        wide_kernels: kernels that must load 128 bits at a time,
+        least_wide_share: this part of the bytes that they load.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Case:
     factors: str = "bf16"
     tensor_kernels: tuple[str, ...] = ()
     wide_kernels: tuple[str, ...] = ()
+    least_wide_share: float = 0.9
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:

@@ -20,10 +20,6 @@ from qwell.kernels.errors import KernelError
 MATRIX = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950")
 """Architectures that every kernel must compile for: all that a launch table has rows for."""
 
-LEAST_WIDE_SHARE = 0.9
-LEAST_WIDE_SHARE_AMD = 0.75
-"""A wave is twice as wide: a lane has half as much to load, beside as many scales of weights."""
-
 
 @dataclass(frozen=True)
 class Row:
@@ -100,11 +96,11 @@ def _row(arch: str, op: str, case: Case, floors: dict[str, float], launch: Launc
         resident=resident,
         occupancy=resident * facts.warps / multiprocessor.warps,
         floors_us=floors,
-        faults=tuple(_faults(arch, case, launch.kernel.name, facts, resident)),
+        faults=tuple(_faults(case, launch.kernel.name, facts, resident)),
     )
 
 
-def _faults(arch: str, case: Case, kernel: str, facts: Facts, resident: int) -> list[str]:
+def _faults(case: Case, kernel: str, facts: Facts, resident: int) -> list[str]:
     faults = []
     if facts.local:
         faults.append(f"{facts.local} accesses to local memory")
@@ -112,8 +108,7 @@ def _faults(arch: str, case: Case, kernel: str, facts: Facts, resident: int) -> 
         faults.append("no program fits on a multiprocessor")
     if kernel in case.tensor_kernels and not facts.tensor:
         faults.append("no matrix instructions")
-    least = LEAST_WIDE_SHARE_AMD if arch.startswith("gfx") else LEAST_WIDE_SHARE
-    if kernel in case.wide_kernels and facts.wide_load_share < least:
+    if kernel in case.wide_kernels and facts.wide_load_share < case.least_wide_share:
         faults.append(f"only {facts.wide_load_share:.0%} of loaded bytes by 128-bit loads")
     return faults
 

@@ -79,12 +79,26 @@ def _load(p_tile, o_k, k, K: tl.constexpr, BLOCK_K: tl.constexpr):
 
 
 @triton.jit
-def load_tokens(ptr, i_first, M, N: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr):
-    """Columns i_first + 0..ROWS of the first M rows of a tensor [M, N], in fp32."""
-    o_token = tl.arange(0, TOKENS)[:, None]
-    o_n = i_first + tl.arange(0, ROWS)[None, :]
-    mask = (o_token < M) & (o_n < N)
-    return tl.load(ptr + o_token * N + o_n, mask=mask, other=0.0).to(tl.float32)
+def load_tokens(
+    ptr,
+    i_first,
+    M,
+    N: tl.constexpr,
+    TOKENS: tl.constexpr,
+    ROWS: tl.constexpr,
+    THREADS: tl.constexpr,
+):
+    """Columns i_first + 0..ROWS of the first M rows of a tensor [M, N], for a program of THREADS.
+
+    [TOKENS, ROWS, THREADS / (TOKENS ROWS) or 1], to be summed over the last axis, where all but the
+    first are 0: every thread would load the whole of a tile that has fewer values than threads.
+    """
+    o_token = tl.arange(0, TOKENS)[:, None, None]
+    o_n = i_first + tl.arange(0, ROWS)[None, :, None]
+    COPIES: tl.constexpr = THREADS // (TOKENS * ROWS) if THREADS > TOKENS * ROWS else 1
+    o_copy = tl.arange(0, COPIES)[None, None, :]
+    mask = (o_token < M) & (o_n < N) & (o_copy == 0)
+    return tl.load(ptr + o_token * N + o_n, mask=mask, other=0)
 
 
 @triton.jit

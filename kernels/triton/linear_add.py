@@ -29,10 +29,12 @@ def linear_add_kernel(
 ):
     """BLOCK_N columns of y [M, N]."""
     i_first = tl.program_id(0) * BLOCK_N
-    b_residual = load_tokens(residual_ptr, i_first, M, N, TOKENS, BLOCK_N)
+    THREADS: tl.constexpr = BLOCK_K // 8
+    b_residual = load_tokens(residual_ptr, i_first, M, N, TOKENS, BLOCK_N, THREADS)
     o_n = tl.minimum(i_first + tl.arange(0, BLOCK_N), N - 1)
     b_y = products(x_ptr, x_ptr, w_ptr, o_n, M, 0.0, K, False, TOKENS, BLOCK_K)
-    store_tokens(b_y + b_residual, y_ptr, i_first, M, N)
+    b_y += tl.sum(b_residual.to(tl.float32), axis=2)
+    store_tokens(b_y, y_ptr, i_first, M, N)
 
 
 def linear_add(x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:

@@ -101,8 +101,11 @@ def merge_linear_add_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """BLOCK_N columns of y [M, N]; values [M, num_splits, NUM_HEADS, HEAD_DIM]."""
+    BLOCK_K: tl.constexpr = BLOCK_H * BLOCK_D
+    THREADS: tl.constexpr = BLOCK_K // 8
     o_sequence = tl.arange(0, TOKENS)
-    b_len = tl.load(lens_ptr + o_sequence, mask=o_sequence < M, other=0)
+    b_len = tl.sum(load_tokens(lens_ptr, 0, M, 1, TOKENS, 1, THREADS), axis=2)
+    b_len = tl.reshape(b_len, (TOKENS,))
     b_last = tl.cdiv(b_len, SPLIT)
     b_first = tl.zeros((TOKENS,), tl.int32)
     if WINDOW > 0:
@@ -110,8 +113,9 @@ def merge_linear_add_kernel(
         b_first = tl.where(b_len > 0, tl.maximum(b_len - WINDOW, 0) // SPLIT, num_splits)
 
     i_first = tl.program_id(0) * BLOCK_N
-    o_n = tl.minimum(i_first + tl.arange(0, BLOCK_N), N - 1)[None, :, None]
-    BLOCK_K: tl.constexpr = BLOCK_H * BLOCK_D
+    o_n = i_first + tl.arange(0, BLOCK_N)[None, :, None]
+    if N % BLOCK_N != 0:
+        o_n = tl.minimum(o_n, N - 1)
     o_d = (tl.arange(0, BLOCK_K) % BLOCK_D)[None, None, :]
     o_head = (tl.arange(0, BLOCK_K) // BLOCK_D)[None, None, :]
     p_w = w_ptr + o_n.to(tl.int64) * (NUM_HEADS * HEAD_DIM) + o_head * HEAD_DIM + o_d
@@ -129,8 +133,9 @@ def merge_linear_add_kernel(
             NUM_HEADS, HEAD_DIM, BLOCK_S, BLOCK_H, BLOCK_D,
         )  # fmt: skip
         b_sum += partial_sums(b_heads[:, None, :], b_w.to(tl.float32), VECTOR)
-    b_residual = load_tokens(residual_ptr, i_first, M, N, TOKENS, BLOCK_N)
-    store_tokens(tl.sum(b_sum, axis=2) + b_residual, y_ptr, i_first, M, N)
+    b_residual = load_tokens(residual_ptr, i_first, M, N, TOKENS, BLOCK_N, THREADS)
+    b_y = tl.sum(b_sum, axis=2) + tl.sum(b_residual.to(tl.float32), axis=2)
+    store_tokens(b_y, y_ptr, i_first, M, N)
 
 
 def merge_linear_add(splits: Splits, weight: Tensor, residual: Tensor) -> Tensor:

@@ -22,7 +22,9 @@ class Settings(NamedTuple):
 
 
 ROWS = read_table(table_file(__file__), "ROWS", Settings)
-"""Every program reads all splits: 8 rows share that, and still come to a program an SM for 1024.
+"""Every program reads all splits, from the L2 cache: 16 rows share that. A weight of 4096 rows then
+takes half the reads that it takes with 8, and a program an SM or two; one of 1024 takes as long,
+since a program reads as many splits and there are SMs for all.
 
 The threads of a program take 8 columns each, and 4 splits of them in all, of as many sequences as
 there are: more would spill registers.
