@@ -7,8 +7,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing import get_context
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
+from qwell.runtime.control_groups import ControlGroup, control_groups, read_text
 from qwell.runtime.errors import EngineStartError
 
 
@@ -43,7 +44,7 @@ def count_cores(cpus: Collection[int] | None = None, root: Path = Path("/")) -> 
         cpus = _allowed_cpus()
     topology = root / "sys/devices/system/cpu"
     siblings = {
-        _read(topology / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in cpus
+        read_text(topology / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in cpus
     }
     return Cores(len(siblings), _quota(root))
 
@@ -85,36 +86,21 @@ def _allowed_cpus() -> Collection[int]:
 
 def _quota(root: Path) -> float | None:
     """The least quota of this process's control groups and of those that they are in."""
-    quotas = []
-    for line in (_read(root / "proc/self/cgroup") or "").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            mount, read = root / "sys/fs/cgroup", _quota_v2
-        elif "cpu" in controllers.split(","):
-            mount, read = root / "sys/fs/cgroup/cpu", _quota_v1
-        else:
-            continue
-        # In a container the path may be that of the host: only its root is there then.
-        group = PurePosixPath(path.lstrip("/"))
-        quotas += [read(mount / folder) for folder in (group, *group.parents)]
+    quotas = (
+        (_quota_v1 if group.version == 1 else _quota_v2)(group)
+        for group in control_groups("cpu", root)
+    )
     return min((quota for quota in quotas if quota is not None), default=None)
 
 
-def _quota_v2(group: Path) -> float | None:
-    quota, _, period = (_read(group / "cpu.max") or "max").partition(" ")
+def _quota_v2(group: ControlGroup) -> float | None:
+    quota, _, period = (group.read("cpu.max") or "max").partition(" ")
     return None if quota == "max" else int(quota) / int(period)
 
 
-def _quota_v1(group: Path) -> float | None:
-    quota = _read(group / "cpu.cfs_quota_us")
-    period = _read(group / "cpu.cfs_period_us")
+def _quota_v1(group: ControlGroup) -> float | None:
+    quota = group.read("cpu.cfs_quota_us")
+    period = group.read("cpu.cfs_period_us")
     if quota is None or period is None or int(quota) <= 0:
         return None
     return int(quota) / int(period)
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return None

@@ -335,15 +335,8 @@ class Engine:
     def _collect(self, sampled: SampledIds) -> list[TokenOutput]:
         """Wait for a step's ids and give them to their sequences."""
         outputs = []
-        ids, scores, prompt_scores = sampled.wait(), sampled.scores(), sampled.prompt_scores()
-        broken = sampled.broken()
-        row = 0
-        for sequence, draft_ids in zip(sampled.sequences, sampled.drafts, strict=True):
-            drawn = ids[row : row + 1 + len(draft_ids)]
-            first_row, row = row, row + len(drawn)
-            if sequence in sampled.limits:
-                drawn = drawn[: sampled.limits[sequence]]
-                draft_ids = draft_ids[: len(drawn) - 1]
+        scores, prompt_scores = sampled.scores(), sampled.prompt_scores()
+        for sequence, drawn, draft_ids, num_sound in sampled.by_sequence():
             is_first = len(sequence.token_ids) == sequence.num_prompt_tokens
             kept = kept_ids(drawn, draft_ids) if draft_ids else drawn
             if self._speculator is not None and draft_ids:
@@ -353,26 +346,26 @@ class Engine:
                 self._scheduler.accepted(sequence)
             reason = sequence.finish_reason
             # Others were aborted, or found at their end when this step had been launched.
-            if self._sequences.get(sequence.request_id) is sequence:
-                is_fault = not broken.isdisjoint(range(first_row, first_row + len(token_ids)))
-                if reason is not None or is_fault:
-                    self._forget(sequence)
-                if is_fault:
-                    output = TokenOutput(sequence.request_id, [], error=WHY, is_fault=True)
-                    outputs.append(output)
-                    continue
-                outputs.append(
-                    TokenOutput(
-                        sequence.request_id,
-                        # One that is to get none was computed for its prompt's sake.
-                        token_ids if sequence.params.max_tokens else [],
-                        reason,
-                        cached_tokens=(sequence.num_cached_tokens or 0) if is_first else 0,
-                        prefill_s=self._clock.since(sequence.started_s) if is_first else 0.0,
-                        logprobs=scores.get(sequence),
-                        prompt_logprobs=prompt_scores.pop(sequence, None),
-                    )
+            if self._sequences.get(sequence.request_id) is not sequence:
+                continue
+            is_fault = len(token_ids) > num_sound
+            if reason is not None or is_fault:
+                self._forget(sequence)
+            if is_fault:
+                outputs.append(TokenOutput(sequence.request_id, [], error=WHY, is_fault=True))
+                continue
+            outputs.append(
+                TokenOutput(
+                    sequence.request_id,
+                    # One that is to get none was computed for its prompt's sake.
+                    token_ids if sequence.params.max_tokens else [],
+                    reason,
+                    cached_tokens=(sequence.num_cached_tokens or 0) if is_first else 0,
+                    prefill_s=self._clock.since(sequence.started_s) if is_first else 0.0,
+                    logprobs=scores.get(sequence),
+                    prompt_logprobs=prompt_scores.pop(sequence, None),
                 )
+            )
         outputs += [
             TokenOutput(sequence.request_id, [], prompt_logprobs=logprobs)
             for sequence, logprobs in prompt_scores.items()

@@ -21,6 +21,10 @@ from qwell.runtime.scheduler import MOST_SCORED
 from qwell.runtime.sequence import Sequence
 from qwell.runtime.step_logprobs import SampledScores
 
+# Launch settings change behind these numbers of tokens and keys (kernels/triton/configs).
+_SMALLER = (16, 64, 256)
+_SHORT = 256
+
 
 def largest_step(
     options: EngineOptions, decoder: DenseDecoder, cache_dtype: torch.dtype, device: torch.device
@@ -31,7 +35,26 @@ def largest_step(
     the longest context, and prompts have the rest. There are logits for all sequences, and for as
     many tokens of prompts as may be scored in a step.
     """
-    most, longest = options.max_batch_tokens, len(decoder.cos_sin)
+    cache = _one_block(decoder, cache_dtype, device)
+    batch = _mixed(options, options.max_batch_tokens, len(decoder.cos_sin), device)
+    logits = decoder.forward(batch, cache)
+    _draw(decoder, logits[: batch.extent.num_decodes + 1])
+    return logits
+
+
+def smaller_steps(
+    options: EngineOptions, decoder: DenseDecoder, cache_dtype: torch.dtype, device: torch.device
+) -> None:
+    """Run steps of fewer tokens and short contexts, for which other kernels are compiled."""
+    cache = _one_block(decoder, cache_dtype, device)
+    for tokens in _SMALLER:
+        if tokens < options.max_batch_tokens:
+            longest = min(_SHORT, len(decoder.cos_sin))
+            decoder.forward(_mixed(options, tokens, longest, device), cache)
+
+
+def _mixed(options: EngineOptions, most: int, longest: int, device: torch.device) -> Batch:
+    """A step of `most` tokens, of sequences of up to `longest`."""
     num_decodes = min(options.max_num_seqs, most) - 1
     lengths = [1] * num_decodes
     while (left := most - sum(lengths)) > 0:
@@ -41,7 +64,7 @@ def largest_step(
     def column(values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int32, device=device)
 
-    batch = Batch(
+    return Batch(
         input_ids=column([0] * most),
         positions=column([0] * most),
         slot_mapping=column([-1] * most),
@@ -51,9 +74,6 @@ def largest_step(
         logit_rows=column(list(range(most - rows, most))),
         extent=Extent(num_decodes, max_query_len=max(lengths), max_seq_len=longest),
     )
-    logits = decoder.forward(batch, _one_block(decoder, cache_dtype, device))
-    _draw(decoder, logits[: num_decodes + 1])
-    return logits
 
 
 def largest_decode(

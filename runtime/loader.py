@@ -23,8 +23,8 @@ from qwell.runtime.cpu import count_cores
 from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.errors import EngineStartError, UnsupportedModelError
 from qwell.runtime.kv_cache import BLOCK_SIZE, KVCache, allocate, blocks_for, bytes_per_token
-from qwell.runtime.largest_step import largest_decode, largest_step
-from qwell.runtime.memory import gpu_cache_budget, host_cache_budget
+from qwell.runtime.largest_step import largest_decode, largest_step, smaller_steps
+from qwell.runtime.memory import enough_memory, gpu_cache_budget, host_cache_budget
 from qwell.runtime.messages import EngineInfo
 from qwell.runtime.models.dense import (
     DenseDecoder,
@@ -113,8 +113,9 @@ def load_model(
     except KernelError as error:
         raise EngineStartError(str(error)) from error
     with torch.inference_mode():
-        weights = _open_weights(options, family.names, config, precision, device)
-        decoder = load_dense(weights, family.names, config, ops, fused, wanted, device)
+        with enough_memory(f"the weights of {folder}; on CPUs --weights int8 or int4 take less"):
+            weights = _open_weights(options, family.names, config, precision, device)
+            decoder = load_dense(weights, family.names, config, ops, fused, wanted, device)
         num_blocks = _pool_blocks(options, decoder, wanted, precision.cache, device)
         gib = num_blocks * BLOCK_SIZE * bytes_per_token(config, precision.cache) / 2**30
         try:
@@ -224,6 +225,7 @@ def _pool_blocks(
 ) -> int:
     """Blocks of the cache pool: as asked, else all sequences at full length or what fits."""
     if device.type == "cuda":
+        smaller_steps(options, decoder, cache_dtype, device)
         kinds = (largest_step,) if options.eager else (largest_step, largest_decode)
         steps = [partial(kind, options, decoder, cache_dtype, device) for kind in kinds]
         budget = gpu_cache_budget(device, options.gpu_memory_utilization, steps)

@@ -5,7 +5,7 @@ The next step starts before the host knows them: what it needs of them, it takes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
 from functools import cached_property
 from types import MappingProxyType
@@ -49,6 +49,19 @@ class SampledIds:
         self.prompt_scores = prompt_scores
         self.limits = limits
         self.broken = broken
+
+    def by_sequence(self) -> Iterator[tuple[Sequence, list[int], SequenceOf[int], int]]:
+        """Wait for the step; each sequence, its ids that count, the guesses before all but the
+        first of these, and how many ids were drawn before the first from no numbers.
+        """
+        ids, broken = self.wait(), self.broken()
+        row = 0
+        for sequence, draft_ids in zip(self.sequences, self.drafts, strict=True):
+            rows = range(row, row + 1 + len(draft_ids))
+            row = rows.stop
+            count = min(len(rows), self.limits.get(sequence, len(rows)))
+            num_sound = next((i for i, r in enumerate(rows) if r in broken), len(rows))
+            yield sequence, ids[rows.start : rows.start + count], draft_ids[: count - 1], num_sound
 
     @cached_property
     def rows(self) -> dict[Sequence, int]:

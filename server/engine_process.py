@@ -116,6 +116,8 @@ class EngineProcess:
 
 
 def _signal_name(number: int) -> str:
+    if number == signal.SIGKILL:
+        return "SIGKILL, as by a system that is out of memory"
     try:
         return signal.Signals(number).name
     except ValueError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,6 +31,8 @@ class LogitsParity:
         reference_error: the same of the reference ops in the model's own dtype: what rounding
             to it costs in any case.
         equal: bits are those of the same tokens in another step; None if there is none.
+        equal_to_prefill: bits are those of the same tokens as prompts, whose attention is another
+            kernel; no fault where they are not (docs/gpu.md).
     """
 
     step: str
@@ -38,6 +40,7 @@ class LogitsParity:
     reference_error: float
     ok: bool
     equal: bool | None = None
+    equal_to_prefill: bool | None = None
 
 
 @torch.inference_mode()
@@ -80,7 +83,9 @@ def logits_parity(
     yield judge("a prompt whole, against its second chunk", whole, batch, equal)
     batch = step_batch(device, decodes, lengths)
     eager = model.decoder.forward(batch, model.cache)
-    yield judge("decode", eager, batch)
+    last = batch.seq_lens.cumsum(0) - 1
+    row = judge("decode", eager, batch)
+    yield replace(row, equal_to_prefill=torch.equal(whole[last], eager))
     for others in _OTHERS:
         beside = step_batch(device, [*decodes, *[(0, 1)] * others], [*lengths, *[1] * others])
         logits = model.decoder.forward(beside, model.cache)

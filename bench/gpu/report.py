@@ -41,6 +41,11 @@ def table(about: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
     lines += aligned(("model", "phase", "graphs", "ms", "tok/s", "of ceiling"), models)
     lines += aligned(("model", "serving", "seconds", "out tok/s", "of ceiling"), served)
     lines += ["", f"parity: {right} of {len(checked)} right", *_faults(outcomes)]
+    lines += [
+        f"no fault: the logits of {row.step} have other bits than by prefill"
+        for row in rows
+        if isinstance(row, LogitsParity) and row.equal_to_prefill is False
+    ]
     for outcome in outcomes:
         if outcome.failure:
             lines.append(f"{outcome.name} failed: {outcome.failure.strip().splitlines()[-1]}")

@@ -8,11 +8,11 @@
 namespace qwell {
 namespace {
 
-// Rows that share one read of keys and values, unless a single query has more heads.
+// Rows of a tile, unless a single query has more heads of one key/value head.
 constexpr std::int64_t kTileRows = 64;
 
-// Tiles that a thread has on average before a long context is no longer split between threads.
-constexpr std::int64_t kTilesPerThread = 4;
+// Tasks that a thread has on average, if there are so many: what it takes last is then short.
+constexpr std::int64_t kTasksPerThread = 4;
 
 // Floats, aligned to 64 bytes; it only grows, so that steps of the usual size allocate nothing.
 class Space {
@@ -64,7 +64,9 @@ std::int64_t group(const AttentionCall& call) { return call.num_heads / call.num
 
 std::int64_t whole_lines(std::int64_t floats) { return (floats + 15) / 16 * 16; }
 
-void plan_sequence(const AttentionCall& call, std::int64_t s, std::vector<Work>& works) {
+// Gives body(work) the tiles of a sequence, with all key/value heads.
+template <class Body>
+void each_tile(const AttentionCall& call, std::int64_t s, const Body& body) {
   const std::int64_t start = call.cu_seqlens_q[s];
   const std::int64_t queries = call.cu_seqlens_q[s + 1] - start;
   const std::int64_t position = call.seq_lens[s] - queries;
@@ -72,34 +74,63 @@ void plan_sequence(const AttentionCall& call, std::int64_t s, std::vector<Work>&
   // The last tiles have the most keys: what is taken last should be short.
   for (std::int64_t t = (queries + tile_queries - 1) / tile_queries - 1; t >= 0; --t) {
     const std::int64_t first = t * tile_queries;
-    AttentionTile tile{.row = start + first,
-                       .queries = std::min(tile_queries, queries - first),
-                       .position = position + first,
-                       .kv_head = 0,
-                       .blocks = call.block_table + s * call.table_stride};
+    const AttentionTile tile{.row = start + first,
+                             .queries = std::min(tile_queries, queries - first),
+                             .position = position + first,
+                             .kv_head = 0,
+                             .kv_heads = call.num_kv_heads,
+                             .blocks = call.block_table + s * call.table_stride};
     const std::int64_t oldest =
         call.window > 0 ? std::max<std::int64_t>(tile.position - call.window + 1, 0) : 0;
     // Where nothing is visible, a split without keys gives the zeros.
     const std::int64_t newest = std::max(tile.position + tile.queries - 1, oldest);
     const std::int64_t first_split = oldest / kSplitKeys;
-    const std::int64_t splits = newest / kSplitKeys - first_split + 1;
-    for (; tile.kv_head < call.num_kv_heads; ++tile.kv_head) {
-      works.push_back({.tile = tile, .first_split = first_split, .splits = splits});
-    }
+    body({.tile = tile,
+          .first_split = first_split,
+          .splits = newest / kSplitKeys - first_split + 1});
   }
+}
+
+// Heads side by side are one stretch of memory in a block, and a thread reads the faster the longer
+// its stretches are: a tile takes as many as leave tasks enough, and rows few.
+void plan(const AttentionCall& call, std::int64_t threads, std::vector<Work>& works) {
+  const auto each = [&](const auto& body) {
+    for (std::int64_t s = 0; s < call.max_seqs && call.cu_seqlens_q[s] < call.rows; ++s) {
+      each_tile(call, s, body);
+    }
+  };
+  std::int64_t tasks = 0;
+  each([&](const Work& work) { tasks += work.splits; });
+  const std::int64_t heads = tasks * call.num_kv_heads / (kTasksPerThread * threads);
+
+  works.clear();
+  each([&](Work work) {
+    const std::int64_t rows = work.tile.queries * group(call);
+    const std::int64_t most =
+        std::clamp<std::int64_t>(std::min(heads, kTileRows / rows), 1, call.num_kv_heads);
+    const std::int64_t groups = (call.num_kv_heads + most - 1) / most;
+    for (std::int64_t i = 0; i < groups; ++i) {
+      work.tile.kv_head = i * call.num_kv_heads / groups;
+      work.tile.kv_heads = (i + 1) * call.num_kv_heads / groups - work.tile.kv_head;
+      works.push_back(work);
+    }
+  });
 }
 
 }  // namespace
 
-std::int64_t attention_partial_floats(const AttentionCall& call, std::int64_t queries) {
-  return whole_lines(queries * group(call) * (attention_width(call.head_dim) + 2));
+std::int64_t attention_partial_floats(const AttentionCall& call, const AttentionTile& tile) {
+  const std::int64_t rows = tile.queries * group(call) * tile.kv_heads;
+  return whole_lines(rows * (attention_width(call.head_dim) + 2));
 }
 
-std::int64_t attention_scratch_floats(const AttentionCall& call, std::int64_t queries) {
-  // As Walk in attention_kernel.cpp lays it out.
-  const std::int64_t rows = queries * group(call);
+std::int64_t attention_scratch_floats(const AttentionCall& call, const AttentionTile& tile) {
+  // As Walk in attention_kernel.cpp lays it out; numbers are two to a float.
+  const std::int64_t rows = tile.queries * group(call);
   const std::int64_t width = attention_width(call.head_dim);
-  return whole_lines(rows * (64 + 16 + width) + 64 * (call.head_dim + width));
+  const std::int64_t of_step = rows * (64 + 64 / 2 + 2) + 2 * 64 * width;
+  const std::int64_t of_head = rows * (16 + width + width / 2 + 2);
+  return whole_lines(of_step + tile.kv_heads * of_head);
 }
 
 void attention(Isa isa, Pool& pool, const AttentionCall& call) {
@@ -109,17 +140,19 @@ void attention(Isa isa, Pool& pool, const AttentionCall& call) {
 
   static thread_local std::vector<Work> planned;
   std::vector<Work>& works = planned;
-  works.clear();
-  for (std::int64_t s = 0; s < call.max_seqs && call.cu_seqlens_q[s] < call.rows; ++s) {
-    plan_sequence(call, s, works);
-  }
+  plan(call, pool.threads(), works);
 
-  const auto count = static_cast<std::int64_t>(works.size());
-  if (count >= kTilesPerThread * pool.threads()) {
-    pool.run(count, [&](std::int64_t i) {
+  std::int64_t splits = 0;
+  std::int64_t most = 0;
+  for (const Work& work : works) {
+    splits += work.splits;
+    most = std::max(most, work.splits);
+  }
+  if (most * kTasksPerThread * pool.threads() <= splits) {
+    pool.run(static_cast<std::int64_t>(works.size()), [&](std::int64_t i) {
       const Work& work = works[static_cast<std::size_t>(i)];
-      const std::int64_t floats = attention_partial_floats(call, work.tile.queries);
-      float* into = scratch(attention_scratch_floats(call, work.tile.queries) + 2 * floats);
+      const std::int64_t floats = attention_partial_floats(call, work.tile);
+      float* into = scratch(attention_scratch_floats(call, work.tile) + 2 * floats);
       float* later = into + floats;
       float* space = later + floats;
       split(call, work.tile, work.first_split, space, into);
@@ -132,7 +165,8 @@ void attention(Isa isa, Pool& pool, const AttentionCall& call) {
     return;
   }
 
-  // Few tiles: the splits of each are shared out, and who ends the last one merges them.
+  // Few tiles, or a long one: the splits of each are shared out, and who ends the last one merges
+  // them.
   static thread_local std::vector<SplitTask> planned_tasks;
   static thread_local Space partials;
   std::vector<SplitTask>& tasks = planned_tasks;
@@ -141,17 +175,17 @@ void attention(Isa isa, Pool& pool, const AttentionCall& call) {
   for (Work& work : works) {
     work.partials = size;
     work.pending = work.splits;
-    size += work.splits * attention_partial_floats(call, work.tile.queries);
+    size += work.splits * attention_partial_floats(call, work.tile);
     for (std::int64_t i = 0; i < work.splits; ++i) tasks.push_back({&work, i});
   }
   float* results = partials.take(size);
   pool.run(static_cast<std::int64_t>(tasks.size()), [&](std::int64_t i) {
     const SplitTask& task = tasks[static_cast<std::size_t>(i)];
     Work& work = *task.work;
-    const std::int64_t floats = attention_partial_floats(call, work.tile.queries);
+    const std::int64_t floats = attention_partial_floats(call, work.tile);
     float* into = results + work.partials;
     split(call, work.tile, work.first_split + task.index,
-          scratch(attention_scratch_floats(call, work.tile.queries)), into + task.index * floats);
+          scratch(attention_scratch_floats(call, work.tile)), into + task.index * floats);
     if (std::atomic_ref(work.pending).fetch_sub(1, std::memory_order_acq_rel) > 1) return;
     for (std::int64_t done = 1; done < work.splits; ++done) {
       merge(call, work.tile, into, into + done * floats);

@@ -37,19 +37,21 @@ struct AttentionCall {
 
 // The bits of a token's head depend on its query and its keys and values alone: neither on other
 // tokens, nor on how queries share tasks, nor on threads. The same on every instruction set that
-// fuses multiplication and addition. `isa` must be one of runnable_isas().
+// fuses multiplication and addition, but for a bfloat16 cache where it has dot products of pairs:
+// there queries and weights are rounded to bfloat16. `isa` must be one of runnable_isas().
 void attention(Isa isa, Pool& pool, const AttentionCall& call);
 
 // Keys that are attended in one go; results of such splits, counted from key 0, are merged.
 constexpr std::int64_t kSplitKeys = 512;
 
-// Consecutive queries of a sequence, each with the heads of one key/value head: rows of one
-// matrix, heads innermost.
+// Consecutive queries of a sequence, with the heads of consecutive key/value heads: a matrix for
+// each of these, whose rows are the queries with their heads, heads innermost.
 struct AttentionTile {
   std::int64_t row;  // of the first query in q
   std::int64_t queries;
   std::int64_t position;  // of the first query in its sequence
-  std::int64_t kv_head;
+  std::int64_t kv_head;   // the first one
+  std::int64_t kv_heads;
   const std::int32_t* blocks;  // line of the block table
 };
 
@@ -57,8 +59,8 @@ struct AttentionTile {
 static constexpr std::int64_t attention_width(std::int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
 
 // Floats of the result of a split, and of the space that computing one takes.
-std::int64_t attention_partial_floats(const AttentionCall& call, std::int64_t queries);
-std::int64_t attention_scratch_floats(const AttentionCall& call, std::int64_t queries);
+std::int64_t attention_partial_floats(const AttentionCall& call, const AttentionTile& tile);
+std::int64_t attention_scratch_floats(const AttentionCall& call, const AttentionTile& tile);
 
 // One implementation per instruction set, each from attention_kernel.cpp:
 // the softmax of one split, not yet divided by its sum; the union of two splits, the later one

@@ -5,11 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from qwell.kernels import _native
-from qwell.kernels.cache import Cache
+from qwell.kernels.cache import Cache, Int8Cache
 from qwell.kernels.errors import KernelError
 from qwell.kernels.native.paged import check_activations, check_caches, check_indices
 from qwell.kernels.native.runner import Runner
 from qwell.kernels.ops import Attention, Extent
+
+LARGEST_INT8_HEAD = 512
+"""Elements of a head whose products with 16-bit numbers have a sum of 32 bits."""
 
 
 def bind(runner: Runner) -> Attention:
@@ -39,6 +42,11 @@ def bind(runner: Runner) -> Attention:
             raise KernelError(
                 f"attention: q must have a multiple of {num_kv_heads} heads, of {head_dim} "
                 f"elements, got {tuple(q.shape)}"
+            )
+        if isinstance(k_cache, Int8Cache) and head_dim > LARGEST_INT8_HEAD:
+            raise KernelError(
+                f"attention: heads of an Int8Cache may have {LARGEST_INT8_HEAD} elements, "
+                f"got {head_dim}"
             )
         if block_table.dim() != 2:
             raise KernelError(

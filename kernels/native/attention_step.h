@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "attention.h"
+#include "attention_chain.h"
 #include "simd/exp.h"
 #include "simd/simd.h"
 #include "simd/sum.h"
@@ -41,7 +42,7 @@ struct Blocks {
 template <class T>
 struct Step {
   Blocks<T> now;
-  Blocks<T> next;             // of the step after, fetched meanwhile
+  Blocks<T> next;             // of a later step, fetched meanwhile
   std::int64_t value_stride;  // from one token's values to the next one's
 };
 
@@ -71,10 +72,10 @@ struct Range {
   std::int64_t last;
 };
 
-// scores [Rows, 64] of q [Rows, head_dim], for Columns registers of keys from `key` on.
+// scores [Rows, 64] of q [Rows, width], for Columns registers of keys from `key` on.
 template <int Rows, int Columns, class T>
-void score_columns(const float* q, const Step<T>& step, std::int64_t head_dim, int key,
-                   float* scores) {
+void score_columns(const float* q, const Step<T>& step, std::int64_t head_dim, std::int64_t width,
+                   int key, float* scores) {
   const T* line[Columns];
   Vec sums[Rows][Columns];
   unroll<Columns>([&](auto c) QWELL_INLINE {
@@ -82,25 +83,18 @@ void score_columns(const float* q, const Step<T>& step, std::int64_t head_dim, i
     line[c] = step.now.keys[lane / kBlockTokens] + lane % kBlockTokens;
     unroll<Rows>([&](auto r) QWELL_INLINE { sums[r][c] = splat(0.0F); });
   });
-  for (std::int64_t d = 0; d < head_dim; ++d) {
-    Vec keys[Columns];
+  for (std::int64_t link = 0; link < head_dim / Chain<T>::kLink; ++link) {
+    const std::int64_t offset = link * Chain<T>::kLines * kBlockTokens;
+    typename Chain<T>::Operand keys[Columns];
     unroll<Columns>([&](auto c) QWELL_INLINE {
-      keys[c] = load(line[c] + d * kBlockTokens);
+      keys[c] = Chain<T>::keys(line[c] + offset);
       const int lane = key + c * Vec::width;
-      if (lane % kBlockTokens == 0) {
-        prefetch(step.next.values[lane / kBlockTokens], d * kBlockTokens);
-      }
+      if (lane % kBlockTokens == 0) prefetch(step.next.values[lane / kBlockTokens], offset);
     });
     unroll<Rows>([&](auto r) QWELL_INLINE {
-      const Vec query = splat(q[r * head_dim + d]);
-      unroll<Columns>([&](auto c) QWELL_INLINE { sums[r][c] = fma(query, keys[c], sums[r][c]); });
-    });
-  }
-  if (step.now.key_scales[0] != nullptr) {
-    unroll<Columns>([&](auto c) QWELL_INLINE {
-      const int lane = key + c * Vec::width;
-      const Vec scale = load(step.now.key_scales[lane / kBlockTokens] + lane % kBlockTokens);
-      unroll<Rows>([&](auto r) QWELL_INLINE { sums[r][c] = sums[r][c] * scale; });
+      unroll<Columns>([&](auto c) QWELL_INLINE {
+        sums[r][c] = Chain<T>::add(sums[r][c], keys[c], q + r * width, link);
+      });
     });
   }
   unroll<Rows>([&](auto r) QWELL_INLINE {
@@ -120,18 +114,31 @@ void mix_columns(const float* weights, const Step<T>& step, Range keys, std::int
       mixed[r][c] = load(sums + r * width + column + c * Vec::width);
     });
   });
-  for (std::int64_t key = keys.first; key < keys.last; ++key) {
+  constexpr int kLink = Chain<T>::kLink;
+  for (std::int64_t link = keys.first / kLink; link * kLink < keys.last; ++link) {
+    const std::int64_t key = link * kLink;
     const std::int64_t block = key / kBlockTokens;
-    const std::int64_t offset = key % kBlockTokens * step.value_stride + column;
-    Vec values[Columns];
+    const std::int64_t line = key % kBlockTokens / kLink * Chain<T>::kLines;
+    typename Chain<T>::Operand values[Columns];
     unroll<Columns>([&](auto c) QWELL_INLINE {
-      values[c] = load(step.now.values[block] + offset + c * Vec::width);
-      prefetch(step.next.keys[block] + offset, c * Vec::width);
+      const std::int64_t offset = line * step.value_stride + column;
+      values[c] = Chain<T>::values(step.now.values[block] + offset + c * Vec::width,
+                                   step.value_stride);
+      unroll<Chain<T>::kLines>([&](auto i) QWELL_INLINE {
+        prefetch(step.next.keys[block] + offset + i * step.value_stride, c * Vec::width);
+      });
     });
+    if constexpr (kLink > 1) {
+      const bool first = key >= keys.first;
+      const bool second = key + 1 < keys.last;
+      if (!first || !second) {
+        unroll<Columns>([&](auto c) QWELL_INLINE { values[c] = only(values[c], first, second); });
+      }
+    }
     unroll<Rows>([&](auto r) QWELL_INLINE {
-      const Vec weight = splat(weights[r * kStepKeys + key]);
-      unroll<Columns>([&](auto c)
-                          QWELL_INLINE { mixed[r][c] = fma(weight, values[c], mixed[r][c]); });
+      unroll<Columns>([&](auto c) QWELL_INLINE {
+        mixed[r][c] = Chain<T>::add(mixed[r][c], values[c], weights + r * kStepKeys, link);
+      });
     });
   }
   unroll<Rows>([&](auto r) QWELL_INLINE {
@@ -142,10 +149,11 @@ void mix_columns(const float* weights, const Step<T>& step, Range keys, std::int
 }
 
 template <int Rows, class T>
-void score_rows(const float* q, const Step<T>& step, std::int64_t head_dim, float* scores) {
+void score_rows(const float* q, const Step<T>& step, std::int64_t head_dim, std::int64_t width,
+                float* scores) {
   constexpr int kColumns = kernel_columns(Rows);
   for (int key = 0; key < kStepKeys; key += kColumns * Vec::width) {
-    score_columns<Rows, kColumns>(q, step, head_dim, key, scores);
+    score_columns<Rows, kColumns>(q, step, head_dim, width, key, scores);
   }
 }
 
@@ -162,14 +170,12 @@ void mix_rows(const float* weights, const Step<T>& step, Range keys, float* sums
   }
 }
 
-// Calls body(rows at a time, row) until all rows are done.
-template <class Body>
+// Calls body(rows at a time, row) until all rows are done: Most at a time, and Many of more.
+template <int Most, int Many, class Body>
 void by_rows(std::int64_t rows, const Body& body) {
   std::int64_t row = 0;
-  for (; row + kMostRows < rows; row += kManyRows) {
-    body(std::integral_constant<int, kManyRows>{}, row);
-  }
-  unroll<kMostRows>([&](auto i) QWELL_INLINE {
+  for (; row + Most < rows; row += Many) body(std::integral_constant<int, Many>{}, row);
+  unroll<Most>([&](auto i) QWELL_INLINE {
     if (rows - row == i + 1) body(std::integral_constant<int, i + 1>{}, row);
   });
 }
@@ -201,12 +207,15 @@ void weigh(float* scores, const Blocks<T>& blocks, Range keys, float* most, floa
   Vec weights[kStepBlocks][kLine];
   for (int block = 0; block < kStepBlocks; ++block) {
     for (int line = 0; line < kLine; ++line) {
-      float* at = scores + block * kBlockTokens + line * Vec::width;
-      weights[block][line] = exp(load(at) - shift);
-      Vec weight = weights[block][line];
+      const int place = block * static_cast<int>(kBlockTokens) + line * Vec::width;
+      const Vec weight = exp(load(scores + place) - shift);
       const float* scales = blocks.value_scales[block];
-      if (scales != nullptr) weight = weight * load(scales + line * Vec::width);
-      store(at, weight);
+      if (scales != nullptr) {
+        weights[block][line] = weight;
+        store(scores + place, weight * load(scales + line * Vec::width));
+      } else {
+        weights[block][line] = Chain<T>::put(scores, place, weight);
+      }
     }
   }
   for (int line = 0; line < kLine; ++line) {

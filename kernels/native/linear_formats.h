@@ -110,7 +110,7 @@ struct Bf16 {
   [[gnu::always_inline]] static void add(const std::uint8_t* panel, const std::uint8_t* input,
                                          Vec (&sums)[Tokens][kVectors]) {
     unroll<Tokens>([&](auto t) QWELL_INLINE {
-      sums[t][0] = dot_pairs(sums[t][0], panel, get<std::uint32_t>(input, t));
+      sums[t][0] = dot_pairs(sums[t][0], load_pairs(panel), get<std::uint32_t>(input, t));
     });
   }
 };

@@ -65,7 +65,12 @@ Pool::~Pool() {
 
 void Pool::start() {
   fork_generation_ = forks.load(std::memory_order_relaxed);
-  for (int i = 1; i < threads_; ++i) workers_.emplace_back([this] { work(); });
+  try {
+    for (int i = 1; i < threads_; ++i) workers_.emplace_back([this] { work(); });
+  } catch (...) {
+    stop();  // threads that are not joined would end the process
+    throw;
+  }
 }
 
 void Pool::stop() {

@@ -15,7 +15,7 @@ namespace qwell {
 // run jobs.
 class Pool {
  public:
-  // `threads` counts the caller of run; at least 1.
+  // `threads` counts the caller of run; at least 1. Throws where the system gives no more of them.
   explicit Pool(int threads);
   ~Pool();
   Pool(const Pool&) = delete;

@@ -118,10 +118,16 @@ class Runner:
     """
 
     def __init__(self, threads: int, isa: str = next(iter(ISAS))) -> None:
-        """Start a pool of so many threads, the caller's counted, for one of ISAS."""
+        """Start a pool of so many threads, the caller's counted, for one of ISAS.
+
+        Raises KernelError where the system gives no more threads.
+        """
         self.isa = isa
         self._isa = ISAS[isa]
-        self._pool = _native.Pool(threads)
+        try:
+            self._pool = _native.Pool(threads)
+        except RuntimeError as error:
+            raise KernelError(f"{threads} threads cannot be started: {error}") from error
         self._recording: Recording | None = None
 
     @property

@@ -17,6 +17,7 @@ from torch import Tensor
 from qwell.kernels.triton.attention_split import attend_split, store_split
 from qwell.kernels.triton.attention_tile import merge, merge_weights, normalised
 from qwell.kernels.triton.configs.attention_decode import SPLIT, Settings
+from qwell.kernels.triton.launch import cdiv, next_power_of_2
 
 
 @triton.jit(do_not_specialize=["num_splits", "table_stride"])
@@ -156,8 +157,8 @@ def attention_decode(
     _, num_kv_heads, page, head_dim = k_cache.shape
     num_heads = q.shape[1]
     group = num_heads // num_kv_heads
-    block_d = max(triton.next_power_of_2(head_dim), 16)
-    num_splits = max(triton.cdiv(max_seq_len, SPLIT), 1)
+    block_d = max(next_power_of_2(head_dim), 16)
+    num_splits = max(cdiv(max_seq_len, SPLIT), 1)
     has_parts = num_splits > 1
     part = part_stats = out
     if has_parts:
@@ -182,7 +183,7 @@ def attention_decode(
         PAGE=page,
         HEAD_DIM=head_dim,
         BLOCK_D=block_d,
-        BLOCK_M=max(triton.next_power_of_2(group), 16),
+        BLOCK_M=max(next_power_of_2(group), 16),
         BLOCK_N=settings.block_n,
         SPLIT=SPLIT,
         WINDOW=window or 0,

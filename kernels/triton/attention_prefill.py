@@ -23,6 +23,7 @@ from qwell.kernels.triton.attention_tile import (
 )
 from qwell.kernels.triton.configs.attention_decode import SPLIT
 from qwell.kernels.triton.configs.attention_prefill import Settings
+from qwell.kernels.triton.launch import cdiv, next_power_of_2
 
 
 @triton.jit
@@ -206,9 +207,9 @@ def attention_prefill(
     """
     _, num_kv_heads, page, head_dim = k_cache.shape
     group = q.shape[1] // num_kv_heads
-    block_m = max(settings.block_m, triton.next_power_of_2(group))
+    block_m = max(settings.block_m, next_power_of_2(group))
     grid = (
-        triton.cdiv(extent.max_query_len, block_m // group),
+        cdiv(extent.max_query_len, block_m // group),
         seq_lens.shape[0] - extent.num_decodes,
         num_kv_heads,
     )
@@ -227,7 +228,7 @@ def attention_prefill(
         GROUP=group,
         PAGE=page,
         HEAD_DIM=head_dim,
-        BLOCK_D=max(triton.next_power_of_2(head_dim), 16),
+        BLOCK_D=max(next_power_of_2(head_dim), 16),
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         SPLIT=SPLIT,

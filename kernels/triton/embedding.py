@@ -10,7 +10,7 @@ from torch import Tensor
 from qwell.kernels.checks import MODEL_DTYPES, check_tensor
 from qwell.kernels.errors import KernelError
 from qwell.kernels.triton.configs.embedding import settings
-from qwell.kernels.triton.launch import arch_of
+from qwell.kernels.triton.launch import arch_of, cdiv
 
 
 @triton.jit
@@ -45,7 +45,7 @@ def embedding(ids: Tensor, table: Tensor) -> Tensor:
     y = torch.empty((rows, width), dtype=table.dtype, device=table.device)
     if y.numel() > 0:
         chosen = settings(arch_of(table.device), width)
-        embedding_kernel[(rows, triton.cdiv(width, chosen.block))](
+        embedding_kernel[(rows, cdiv(width, chosen.block))](
             ids,
             table,
             y,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
 
 from qwell.kernels.checks import MODEL_DTYPES, check_tensor
@@ -16,7 +15,7 @@ from qwell.kernels.triton.configs.linear import (
     part_width,
     settings,
 )
-from qwell.kernels.triton.launch import arch_of
+from qwell.kernels.triton.launch import arch_of, cdiv
 from qwell.kernels.triton.linear_dense import linear_dense_kernel
 from qwell.kernels.triton.linear_packed import linear_packed_kernel
 from qwell.kernels.triton.linear_tile import add_parts_kernel
@@ -45,7 +44,7 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
         return y
     sums = torch.empty((parts, rows, n), dtype=torch.float32, device=x.device)
     _launch(arch, chosen, x, weight, None, sums, width, parts)
-    add_parts_kernel[(rows, triton.cdiv(n, ADD_BLOCK))](
+    add_parts_kernel[(rows, cdiv(n, ADD_BLOCK))](
         sums,
         y if bias is None else bias,
         y,
@@ -71,7 +70,7 @@ def _launch(
     parts: int,
 ) -> None:
     n, k = weight.shape
-    tiles = triton.cdiv(n, chosen.block_n) * triton.cdiv(len(x), chosen.block_m)
+    tiles = cdiv(n, chosen.block_n) * cdiv(len(x), chosen.block_m)
     constants = {
         "N": n,
         "K": k,

@@ -11,7 +11,7 @@ from qwell.kernels.checks import check_tensor
 from qwell.kernels.triton.configs.gemv import settings
 from qwell.kernels.triton.gemv import check_tokens, check_weight
 from qwell.kernels.triton.gemv_tile import load_tokens, products, store_tokens
-from qwell.kernels.triton.launch import arch_of
+from qwell.kernels.triton.launch import arch_of, cdiv, next_power_of_2
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -49,7 +49,7 @@ def linear_add(x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
     y = torch.empty_like(residual)
     if y.numel() > 0:
         chosen = settings(arch_of(x.device), n)
-        linear_add_kernel[(triton.cdiv(n, chosen.block_n),)](
+        linear_add_kernel[(cdiv(n, chosen.block_n),)](
             x,
             weight,
             residual,
@@ -57,7 +57,7 @@ def linear_add(x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
             tokens,
             N=n,
             K=k,
-            TOKENS=triton.next_power_of_2(tokens),
+            TOKENS=next_power_of_2(tokens),
             BLOCK_N=chosen.block_n,
             BLOCK_K=chosen.block_k,
             num_warps=chosen.num_warps,

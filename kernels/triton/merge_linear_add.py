@@ -19,7 +19,7 @@ from qwell.kernels.triton.configs.attention_decode import SPLIT
 from qwell.kernels.triton.configs.merge_linear_add import settings
 from qwell.kernels.triton.gemv import check_tokens, check_weight
 from qwell.kernels.triton.gemv_tile import load_tokens, partial_sums, store_tokens
-from qwell.kernels.triton.launch import arch_of
+from qwell.kernels.triton.launch import arch_of, cdiv, next_power_of_2
 
 
 @triton.jit
@@ -150,10 +150,10 @@ def merge_linear_add(splits: Splits, weight: Tensor, residual: Tensor) -> Tensor
     check_tensor("merge_linear_add", "residual", residual, residual, (count, n))
     y = torch.empty_like(residual)
     if y.numel() > 0:
-        tokens = triton.next_power_of_2(count)
-        block_d = max(triton.next_power_of_2(head_dim), 16)
+        tokens = next_power_of_2(count)
+        block_d = max(next_power_of_2(head_dim), 16)
         chosen = settings(arch_of(weight.device), tokens)
-        merge_linear_add_kernel[(triton.cdiv(n, chosen.block_n),)](
+        merge_linear_add_kernel[(cdiv(n, chosen.block_n),)](
             splits.values,
             splits.stats,
             splits.seq_lens,
@@ -170,7 +170,7 @@ def merge_linear_add(splits: Splits, weight: Tensor, residual: Tensor) -> Tensor
             TOKENS=tokens,
             BLOCK_N=chosen.block_n,
             BLOCK_S=chosen.block_s,
-            BLOCK_H=min(max(chosen.block_k // block_d, 1), triton.next_power_of_2(num_heads)),
+            BLOCK_H=min(max(chosen.block_k // block_d, 1), next_power_of_2(num_heads)),
             BLOCK_D=block_d,
             num_warps=chosen.num_warps,
             enable_fp_fusion=True,

@@ -11,7 +11,7 @@ from qwell.kernels.checks import check_tensor
 from qwell.kernels.triton.configs.gemv import settings
 from qwell.kernels.triton.gemv import check_tokens, check_weight
 from qwell.kernels.triton.gemv_tile import products, store_tokens
-from qwell.kernels.triton.launch import arch_of
+from qwell.kernels.triton.launch import arch_of, cdiv, next_power_of_2
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -55,7 +55,7 @@ def norm_linear(
     y = torch.empty((tokens, n), dtype=x.dtype, device=x.device)
     if y.numel() > 0:
         chosen = settings(arch_of(x.device), n)
-        norm_linear_kernel[(triton.cdiv(n, chosen.block_n),)](
+        norm_linear_kernel[(cdiv(n, chosen.block_n),)](
             x,
             norm,
             weight,
@@ -66,7 +66,7 @@ def norm_linear(
             N=n,
             K=k,
             HAS_BIAS=bias is not None,
-            TOKENS=triton.next_power_of_2(tokens),
+            TOKENS=next_power_of_2(tokens),
             BLOCK_N=chosen.block_n,
             BLOCK_K=chosen.block_k,
             num_warps=chosen.num_warps,

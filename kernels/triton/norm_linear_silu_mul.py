@@ -12,7 +12,7 @@ from qwell.kernels.errors import KernelError
 from qwell.kernels.triton.configs.gemv import settings
 from qwell.kernels.triton.gemv import check_tokens, check_weight
 from qwell.kernels.triton.gemv_tile import products, store_tokens
-from qwell.kernels.triton.launch import arch_of
+from qwell.kernels.triton.launch import arch_of, cdiv, next_power_of_2
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -55,7 +55,7 @@ def norm_linear_silu_mul(x: Tensor, norm: Tensor, eps: float, gate_up: Tensor) -
     y = torch.empty((tokens, n // 2), dtype=x.dtype, device=x.device)
     if y.numel() > 0:
         chosen = settings(arch_of(x.device), n)
-        norm_linear_silu_mul_kernel[(triton.cdiv(n, chosen.block_n),)](
+        norm_linear_silu_mul_kernel[(cdiv(n, chosen.block_n),)](
             x,
             norm,
             gate_up,
@@ -64,7 +64,7 @@ def norm_linear_silu_mul(x: Tensor, norm: Tensor, eps: float, gate_up: Tensor) -
             eps,
             WIDTH=n // 2,
             K=k,
-            TOKENS=triton.next_power_of_2(tokens),
+            TOKENS=next_power_of_2(tokens),
             BLOCK_N=chosen.block_n,
             BLOCK_K=chosen.block_k,
             num_warps=chosen.num_warps,

@@ -10,7 +10,7 @@ from torch import Tensor
 from qwell.kernels.checks import check_rms_norm
 from qwell.kernels.errors import KernelError
 from qwell.kernels.triton.configs.rms_norm import MAX_WIDTH, settings
-from qwell.kernels.triton.launch import arch_of
+from qwell.kernels.triton.launch import arch_of, next_power_of_2
 
 
 @triton.jit
@@ -70,7 +70,7 @@ def rms_norm(
             s,
             eps,
             WIDTH=width,
-            BLOCK=triton.next_power_of_2(width),
+            BLOCK=next_power_of_2(width),
             HAS_RESIDUAL=residual is not None,
             num_warps=chosen.num_warps,
             # Only the sum of squares has anything to fuse. Said here because the default of

@@ -10,7 +10,7 @@ from torch import Tensor
 from qwell.kernels.checks import MODEL_DTYPES, check_tensor
 from qwell.kernels.errors import KernelError
 from qwell.kernels.triton.configs.rope import settings
-from qwell.kernels.triton.launch import arch_of
+from qwell.kernels.triton.launch import arch_of, cdiv, next_power_of_2
 
 
 @triton.jit
@@ -119,10 +119,10 @@ def rope(
     _, num_kv_heads, page, head_dim = k_cache.shape
     q = torch.empty((num_tokens, num_heads, head_dim), dtype=qkv.dtype, device=qkv.device)
     block, num_warps = settings(arch_of(qkv.device))
-    block_d = triton.next_power_of_2(head_dim // 2)
+    block_d = next_power_of_2(head_dim // 2)
     block_h = max(block // block_d, 1)
     if num_tokens > 0:
-        rope_kernel[(num_tokens, triton.cdiv(num_heads + 2 * num_kv_heads, block_h))](
+        rope_kernel[(num_tokens, cdiv(num_heads + 2 * num_kv_heads, block_h))](
             qkv,
             positions,
             cos_sin,

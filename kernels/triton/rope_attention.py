@@ -21,7 +21,7 @@ from qwell.kernels.triton.attention_checks import check_paged
 from qwell.kernels.triton.attention_decode import programs_per_head
 from qwell.kernels.triton.attention_split import attend_split, store_split
 from qwell.kernels.triton.configs.attention_decode import SPLIT, settings
-from qwell.kernels.triton.launch import arch_of
+from qwell.kernels.triton.launch import arch_of, cdiv, next_power_of_2
 from qwell.kernels.triton.rope import cache_row, check_rope, normed
 
 
@@ -191,7 +191,7 @@ def rope_attention(
     check_tensor(op, "block_table", block_table, block_table, (num_sequences, block_table.shape[1]))
 
     group = num_heads // num_kv_heads
-    num_splits = max(triton.cdiv(max_seq_len, SPLIT), 1)
+    num_splits = max(cdiv(max_seq_len, SPLIT), 1)
     shape = (num_sequences, num_splits, num_heads)
     values = torch.empty((*shape, head_dim), dtype=torch.float32, device=qkv.device)
     stats = torch.empty((*shape, 2), dtype=torch.float32, device=qkv.device)
@@ -219,8 +219,8 @@ def rope_attention(
             GROUP=group,
             PAGE=page,
             HEAD_DIM=head_dim,
-            BLOCK_D=max(triton.next_power_of_2(head_dim), 16),
-            BLOCK_M=max(triton.next_power_of_2(group), 16),
+            BLOCK_D=max(next_power_of_2(head_dim), 16),
+            BLOCK_M=max(next_power_of_2(group), 16),
             BLOCK_N=chosen.block_n,
             SPLIT=SPLIT,
             WINDOW=window or 0,

@@ -10,7 +10,7 @@ from torch import Tensor
 from qwell.kernels.checks import MODEL_DTYPES, check_tensor
 from qwell.kernels.errors import KernelError
 from qwell.kernels.triton.configs.silu_mul import settings
-from qwell.kernels.triton.launch import arch_of
+from qwell.kernels.triton.launch import arch_of, cdiv
 
 
 @triton.jit
@@ -40,7 +40,7 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     y = torch.empty((rows, width), dtype=gate_up.dtype, device=gate_up.device)
     if y.numel() > 0:
         chosen = settings(arch_of(gate_up.device), width)
-        silu_mul_kernel[(rows, triton.cdiv(width, chosen.block))](
+        silu_mul_kernel[(rows, cdiv(width, chosen.block))](
             gate_up,
             y,
             WIDTH=width,

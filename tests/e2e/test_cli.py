@@ -96,6 +96,8 @@ def test_serve_takes_the_names_of_the_demo_server(qwell: Run) -> None:
         (["serve", "--kv-cache-tokens", "0"], "at least 1"),
         (["serve", "--gpu-memory-utilization", "1.5"], "in (0, 1]"),
         (["serve", "--kernel", "linear"], "must be OP=FAMILY"),
+        (["bench", "model", "--json", "/absent/x.json"], "--json: /absent is no folder"),
+        (["bench", "serve", "--plot", "/absent/x.png"], "--plot: /absent is no folder"),
         (["generate"], "--prompt"),
         (["generate", "--prompt", "x", "--max-tokens", "0"], "at least 1"),
         (["generate", "--prompt", "x", "--temperature", "5"], "--temperature: temperature must be"),

@@ -271,6 +271,9 @@ void check_attention(const Case& c, qwell::Isa isa, const Result& result) {
   const auto head_dim = static_cast<std::size_t>(c.shape.head_dim);
   const std::vector<double> cached_keys = decoded(c, result, true);
   const std::vector<double> cached_values = decoded(c, result, false);
+  // For dot products of pairs queries and weights are rounded.
+  const bool pairs =
+      isa == qwell::Isa::avx512_bf16 && c.format.dtype == qwell::CacheDType::bfloat16;
   std::int64_t wrong = 0;
   for (std::int64_t token = 0; token < c.tokens; ++token) {
     for (std::int64_t h = 0; h < c.shape.num_heads; ++h) {
@@ -281,18 +284,28 @@ void check_attention(const Case& c, qwell::Isa isa, const Result& result) {
         const std::int64_t head = position * c.shape.num_kv_heads + h / c.shape.group();
         return of.data() + head * c.shape.head_dim;
       };
+      std::vector<double> query(head_dim);
+      for (std::size_t d = 0; d < head_dim; ++d) {
+        const float value = result.q[static_cast<std::size_t>(row) + d];
+        query[d] = pairs ? c.format.number->round(value * static_cast<float>(scale)) : scale * value;
+      }
       std::vector<double> scores;
       double largest_size = 0;
+      double largest_query = 0;  // element, scaled
+      double largest_key = 0;    // sum of its elements' magnitudes
       for (std::int64_t position = first; position <= token; ++position) {
         double score = 0;
         double size = 0;
-        const float* query = result.q.data() + row;
+        double magnitudes = 0;
         const double* key = row_of(cached_keys, position);
-        for (std::int64_t d = 0; d < c.shape.head_dim; ++d) {
-          const double product = scale * query[d] * key[d];
+        for (std::size_t d = 0; d < head_dim; ++d) {
+          const double product = query[d] * key[d];
           score += product;
           size += std::abs(product);
+          magnitudes += std::abs(key[d]);
+          largest_query = std::max(largest_query, std::abs(query[d]));
         }
+        largest_key = std::max(largest_key, magnitudes);
         scores.push_back(score);
         largest_size = std::max(largest_size, size);
       }
@@ -314,10 +327,26 @@ void check_attention(const Case& c, qwell::Isa isa, const Result& result) {
       const double count = static_cast<double>(token - first + 1);
       const double roundings = 2 * ((static_cast<double>(c.shape.head_dim) + 3) * largest_size +
                                     count + 1 + 4 * (count / 64 + count / 512 + 4));
-      const double error = roundings * 0x1p-24 * largest_value;
+      double error = roundings * 0x1p-24 * largest_value;
+      if (c.format.number == nullptr) {
+        // 2^-16 of the largest element of a query, at each of a score's products, and of the
+        // largest weight of 64 keys, at each of these.
+        error += (2 * largest_query * largest_key + 64) * 0x1p-16 * largest_value;
+      }
       for (std::size_t d = 0; d < head_dim; ++d) {
+        const double mean = mixed[d] / total;
+        double moved = 0;
+        if (pairs) {
+          // Sum and total have the same roundings, so what all values share is not moved.
+          for (std::int64_t position = first; position <= token; ++position) {
+            const double weight =
+                std::exp(scores[static_cast<std::size_t>(position - first)] - most);
+            moved += weight / total * std::abs(row_of(cached_values, position)[d] - mean);
+          }
+          moved *= 0x1p-8 / (1 - 0x1p-8);
+        }
         const double out = result.out[static_cast<std::size_t>(row) + d];
-        wrong += !(std::abs(out - mixed[d] / total) <= error);
+        wrong += !(std::abs(out - mean) <= error + moved);
       }
     }
   }

@@ -198,6 +198,15 @@ def test_a_torn_line_is_cut_off(names: list[str], lost: int) -> None:
         assert path.read_bytes() == whole
 
 
+def test_a_file_from_windows_is_one_like_any_other(files: Files) -> None:
+    """With a byte-order mark, and carriage returns at the ends of lines."""
+    lines = [completion("a", "say:one"), completion("b", "say:two")]
+    text = "\ufeff" + "\r\n".join(json.dumps(line) for line in lines)
+    files.source.write_bytes(text.encode())
+    assert files.run() == 0
+    assert files.texts() == {"a": "one", "b": "two"}
+
+
 def test_lines_that_came_later_are_answered_too(files: Files) -> None:
     files.write([completion("a", "say:a")])
     files.run()

@@ -1,4 +1,4 @@
-"""A GPU that is made up: its tensors are the CPU's, but the host must treat them as it would a GPU's.
+"""A GPU that is made up: its tensors are the CPU's, but the host must treat them as a GPU's.
 
 Tensors of the two may not meet in an operation, the host may not read the GPU's, and what is
 copied back from there without a wait is poison until an event that was recorded after the copy

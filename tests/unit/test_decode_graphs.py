@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 from checkpoints import make_checkpoint
@@ -10,7 +13,7 @@ from hypothesis import strategies as st
 
 from qwell.runtime.batch import Batch, build_batch
 from qwell.runtime.block_pool import BlockPool
-from qwell.runtime.decode_graphs import DecodeGraphs, Step, bucket_sizes
+from qwell.runtime.decode_graphs import DecodeGraphs, Step, bucket_sizes, cuda_capture
 from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.kv_cache import BLOCK_SIZE, blocks_for
 from qwell.runtime.loader import LoadedModel, load_model
@@ -155,6 +158,48 @@ def test_steps_of_all_sizes_share_the_memory_of_their_logits(
     running = Running(model, [3] * 8)
     places = {graphs.run(running.decode_batch(count)).data_ptr() for count in (1, 3, 8)}
     assert len(places) == 1
+
+
+def test_a_capture_comes_after_runs_that_compile_and_a_replay_launches_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log: list[str] = []
+
+    class Stream:
+        def __init__(self, name: str = "side") -> None:
+            self.name = name
+
+        def wait_stream(self, other: Stream) -> None:
+            log.append(f"{self.name} waits for {other.name}")
+
+    class Graph:
+        def replay(self) -> None:
+            log.append("replay")
+
+    @contextmanager
+    def inside(what: object, pool: str = "") -> Iterator[None]:
+        name = what.name if isinstance(what, Stream) else f"capture into {pool}"
+        log.append(f"begin {name}")
+        yield
+        log.append(f"end {name}")
+
+    main = Stream("main")
+    stubs = {"graph_pool_handle": lambda: "pool", "Stream": Stream, "CUDAGraph": Graph}
+    stubs |= {"current_stream": lambda: main, "stream": inside, "graph": inside}
+    for name, stub in stubs.items():
+        monkeypatch.setattr(torch.cuda, name, stub)
+    logits = torch.zeros(1)
+
+    def step() -> torch.Tensor:
+        log.append("step")
+        return logits
+
+    replay = cuda_capture()(step)
+    assert replay() is logits
+    assert log == [
+        *("side waits for main", "begin side", "step", "step", "end side", "main waits for side"),
+        *("begin capture into pool", "step", "end capture into pool", "replay"),
+    ]
 
 
 @given(st.integers(1, 300))

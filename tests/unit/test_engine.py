@@ -14,12 +14,14 @@ from engines import greedy, run_to_end, start_engine
 from token_model import token_model
 
 from qwell.kernels.ops import OP_NAMES, Extent
+from qwell.kernels.triton.configs.attention_decode import SPLIT
+from qwell.kernels.triton.configs.linear import DENSE
 from qwell.runtime.batch import Batch
 from qwell.runtime.engine import Engine
 from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.errors import EngineStartError, RequestError, UnsupportedModelError
 from qwell.runtime.kv_cache import KVCache
-from qwell.runtime.largest_step import largest_step
+from qwell.runtime.largest_step import largest_step, smaller_steps
 from qwell.runtime.loader import load_model
 from qwell.runtime.messages import TokenOutput
 from qwell.runtime.sampling_params import SamplingParams
@@ -336,11 +338,29 @@ def test_the_largest_step_has_all_tokens_and_rows_of_logits_and_draws(folder: Pa
     assert set(extents) == {Extent(num_decodes=6, max_query_len=256, max_seq_len=256)}
     assert sorted(drawn) == sorted(draws)
 
+    # The others are of all sizes that have launch settings of their own, and of few keys.
+    seen.clear()
+    extents.clear()
+    smaller_steps(options, replace(decoder, ops=ops), torch.float32, torch.device("cpu"))
+    assert sorted(set(seen)) == sorted({row.max_rows for row in DENSE["default"][:-1]})
+    assert {extent.max_seq_len for extent in extents} == {SPLIT}
+
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_gpu_that_is_not_there_is_refused(folder: Path) -> None:
     with pytest.raises(EngineStartError, match="no GPU"):
         Engine.start(EngineOptions(model=str(folder), device="cuda"))
+
+
+def test_a_gpu_that_is_too_small_is_one_clear_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr("qwell.runtime.engine.load_model", too_large)
+    with pytest.raises(EngineStartError, match=r"lower --max-batch-tokens, .* allocate 20\.00 GiB"):
+        start_engine(folder)
 
 
 def test_an_unknown_kernel_is_refused(folder: Path) -> None:

@@ -14,7 +14,7 @@ from qwell.bench.gpu.model import random_model
 from qwell.bench.gpu.parity import REFERENCE
 from qwell.runtime.engine import Engine
 from qwell.runtime.engine_options import EngineOptions
-from qwell.runtime.largest_step import largest_step
+from qwell.runtime.largest_step import largest_step, smaller_steps
 from qwell.runtime.loader import LoadedModel
 from qwell.runtime.messages import TokenOutput
 from qwell.runtime.sampling_params import SamplingParams
@@ -89,6 +89,7 @@ def test_an_engine_runs_beside_its_gpu(
     monkeypatch.setattr("qwell.runtime.forward.cuda_capture", lambda: lambda step: step)
     with PretendedGpu(monkeypatch) as gpu:
         largest_step(OPTIONS, decoder, torch.float32, CUDA)
+        smaller_steps(OPTIONS, decoder, torch.float32, CUDA)
         engine = Engine(on_gpu, msgspec.structs.replace(OPTIONS, eager=eager))
         found = outputs_of(engine)
     assert gpu.waits > 0

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "simd.h"
+#include "word.h"
 
 // Dot products of codes, Vec::width rows of four columns each, with four signed bytes:
 //
@@ -18,18 +19,22 @@
 //                                      sum times the negated zero point
 //   kIntTokens          tokens whose sums fit the registers
 //
-// Of bfloat16, two columns of a row in a word: with QWELL_BF16_DOT dot_pairs(sum, weights, pair) is
-// sum + w0 * x0 + w1 * x1, without it even_of_pairs(from) and odd_of_pairs(from) widen one column
-// of Vec::width words.
+// Of bfloat16, two columns of a row in a word. With QWELL_BF16_DOT:
+//
+//   Pairs               of Vec::width rows: load_pairs(from), store_pairs(to, Pairs)
+//   zip(first, second)  Pairs of the elements of two lines; zip_adjacent(first), if one follows
+//                       the other
+//   only(Pairs, bool first, bool second)
+//                       with zeros instead of the columns that are not wanted
+//   dot_pairs(sum, Pairs, pair)
+//                       sum + w0 * x0 + w1 * x1
+//   store_rounded(to, Vec)
+//                       stores bfloat16, subnormal ones as 0, and returns what they are
+//
+// Without it even_of_pairs(from) and odd_of_pairs(from) widen one column of Vec::width words.
 
 namespace qwell::QWELL_ISA {
 namespace {
-
-inline std::int32_t load_word(const std::uint8_t* from) {
-  std::int32_t word;
-  std::memcpy(&word, from, sizeof(word));
-  return word;
-}
 
 struct ByteQuads {
   using Quad = std::int32_t;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -83,7 +84,9 @@ class BatchInput:
         self.custom_ids: dict[int, str | None] = {}
         self.errors: dict[int, BatchLineError] = {}
         first_lines: dict[str, int] = {}
-        offset = 0
+        # Editors on Windows put a mark in front of the first line.
+        offset = len(BOM_UTF8) if self._file.read(len(BOM_UTF8)) == BOM_UTF8 else 0
+        self._file.seek(offset)
         for number, line in enumerate(self._file, start=1):
             if line.strip():
                 self._offsets[number] = offset

@@ -16,6 +16,7 @@ from qwell.cli.model_options import (
     add_model_options,
     add_threads,
     list_of,
+    output_file,
     positive,
     weight_formats,
     whole,
@@ -70,7 +71,9 @@ def add_bench_model_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         help='more arguments for llama-bench, as --compare-args="-rtr 1"',
     )
-    parser.add_argument("--json", metavar="FILE", help="write every measurement to this file")
+    parser.add_argument(
+        "--json", metavar="FILE", type=output_file, help="write every measurement to this file"
+    )
 
 
 def add_bench_serve_options(parser: argparse.ArgumentParser) -> None:
@@ -146,9 +149,14 @@ def add_bench_serve_options(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="of prompts, lengths and arrivals (default: 0)",
     )
-    parser.add_argument("--json", metavar="FILE", help="write every request to this file")
     parser.add_argument(
-        "--plot", metavar="FILE", help="draw latency against load, as PNG, SVG or PDF"
+        "--json", metavar="FILE", type=output_file, help="write every request to this file"
+    )
+    parser.add_argument(
+        "--plot",
+        metavar="FILE",
+        type=output_file,
+        help="draw latency against load, as PNG, SVG or PDF",
     )
     add_model_options(parser)
 

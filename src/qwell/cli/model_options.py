@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from qwell.runtime.engine_options import CacheDType, Device, DType, EngineOptions, Weights
@@ -253,3 +255,11 @@ def _kernel(text: str) -> tuple[str, str]:
     if not (op and equals and family):
         raise argparse.ArgumentTypeError(f"must be OP=FAMILY, got {text!r}")
     return op, family
+
+
+def output_file(text: str) -> str:
+    """A file to be written when all is measured: too late to find that it has no folder."""
+    folder = Path(text).parent
+    if not os.access(folder, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{folder} is no folder that can be written to")
+    return text

@@ -17,6 +17,7 @@ from qwell.cli.model_options import (
     add_model,
     add_model_options,
     add_threads,
+    output_file,
     positive,
     settle_device,
     weight_formats,
@@ -242,7 +243,9 @@ def _add_quality(commands: Any) -> None:
     )
     add_threads(parser)
     add_kv_cache_dtype(parser)
-    parser.add_argument("--json", metavar="FILE", help="write the figures to this file as well")
+    parser.add_argument(
+        "--json", metavar="FILE", type=output_file, help="write the figures to this file as well"
+    )
 
 
 def _add_bench(commands: Any) -> None:
@@ -267,7 +270,9 @@ def _add_bench(commands: Any) -> None:
         "set (default: sm_90)",
     )
     parser.add_argument("--op", help="report on one op alone")
-    parser.add_argument("--json", metavar="FILE", help="write the report to this file as well")
+    parser.add_argument(
+        "--json", metavar="FILE", type=output_file, help="write the report to this file as well"
+    )
     parser = _add_command(
         subjects, "gpu", _bench_gpu, "check and measure everything on this GPU, in minutes"
     )

@@ -51,6 +51,7 @@ def test_a_right_model_has_the_logits_of_the_reference() -> None:
         True,
     )
     assert sum(row.equal is None for row in rows) == 3
+    assert [row.equal_to_prefill is None for row in rows].count(False) == 1
 
 
 def test_bits_that_depend_on_the_batch_are_found(tmp_path: Path) -> None:

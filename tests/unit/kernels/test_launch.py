@@ -8,12 +8,13 @@ from unittest import mock
 
 import pytest
 import torch
+import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
 from qwell.kernels.errors import KernelError
 from qwell.kernels.triton.configs.table_file import read_table, table_file
-from qwell.kernels.triton.launch import arch_of, check_gpu, pick
+from qwell.kernels.triton.launch import arch_of, cdiv, check_gpu, next_power_of_2, pick
 
 Row = namedtuple("Row", "limit warps")
 TABLE = {"default": (Row(10, 1), Row(20, 2)), "sm_90": (Row(20, 4), Row(10, 8))}
@@ -90,3 +91,9 @@ def test_a_machine_without_a_c_compiler_is_refused(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(KernelError, match=r"needs a C compiler .* CC"):
         check_gpu(torch.device("cuda"))
+
+
+def test_sizes_are_rounded_as_triton_rounds_them():
+    for n in range(1, 1100):
+        assert next_power_of_2(n) == triton.next_power_of_2(n)
+        assert [cdiv(n, b) for b in (1, 16, 256)] == [triton.cdiv(n, b) for b in (1, 16, 256)]
