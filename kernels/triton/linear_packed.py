@@ -84,12 +84,11 @@ def linear_packed_kernel(
     m_m = (o_m < M - i_m * BLOCK_M)[:, None]
     p_x = x_ptr + (i_m * BLOCK_M).to(tl.int64) * K + o_m[:, None] * K + o_k[None, :]
     p_w = w_ptr + i_n * BLOCK_N * 32 + o_n[:, None] * 32 + o_k[None, :]
+    GROUP_STRIDE: tl.constexpr = 1 if IS_FLOAT else N
     if IS_FLOAT:
         p_scale = scale_ptr + i_n * BLOCK_N // 128 * BLOCKS
-        GROUP_STRIDE: tl.constexpr = 1
     else:
         p_scale = scale_ptr + i_n * BLOCK_N + o_n
-        GROUP_STRIDE: tl.constexpr = N
     p_zero = zero_ptr + i_n * BLOCK_N + o_n
 
     i_first = tl.program_id(1) if SPREAD else 0

@@ -113,7 +113,9 @@ def merge_linear_add_kernel(
         b_first = tl.where(b_len > 0, tl.maximum(b_len - WINDOW, 0) // SPLIT, num_splits)
 
     i_first = tl.program_id(0) * BLOCK_N
-    o_n = tl.minimum(i_first + tl.arange(0, BLOCK_N), N - 1)[None, :, None]
+    o_n = i_first + tl.arange(0, BLOCK_N)[None, :, None]
+    if N % BLOCK_N != 0:
+        o_n = tl.minimum(o_n, N - 1)
     o_d = (tl.arange(0, BLOCK_K) % BLOCK_D)[None, None, :]
     o_head = (tl.arange(0, BLOCK_K) // BLOCK_D)[None, None, :]
     p_w = w_ptr + o_n.to(tl.int64) * (NUM_HEADS * HEAD_DIM) + o_head * HEAD_DIM + o_d
