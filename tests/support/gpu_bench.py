@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from small_config import SMALL
 from torch import Tensor
 
 from qwell.bench.checkpoints import true_config
@@ -28,15 +29,6 @@ TINY = Model("tiny", hidden=64, heads=4, kv_heads=2, head_dim=16, mlp=96, vocabu
 MIXED = Step("mixed", TINY, (1, 1, 5, 40), (1, 33, 5, 70))
 CEILINGS = Ceilings(bandwidth=1e9, flops=1e10)
 ABOUT = {"gpu": "none", "torch": "2", "triton": "3"}
-SMALL = {
-    "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "intermediate_size": 96,
-    "vocab_size": 512,
-}
 
 
 def row_by_row(x: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 import torch
 from pretended_gpu import CUDA, PretendedGpu, gpu_ops, moved
+from small_config import SMALL
 
 from qwell.bench.checkpoints import true_config
 from qwell.bench.gpu.model import random_model
@@ -20,15 +21,7 @@ from qwell.runtime.messages import TokenOutput
 from qwell.runtime.sampling_params import SamplingParams
 from qwell.runtime.thinking import Thinking
 
-CONFIG = true_config("qwen3-0.6b") | {
-    "hidden_size": 64,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "intermediate_size": 96,
-    "vocab_size": 512,
-}
+CONFIG = true_config("qwen3-0.6b") | SMALL | {"num_hidden_layers": 1}
 OPTIONS = EngineOptions(
     model="", max_batch_tokens=64, max_num_seqs=12, eos_token_ids=(7,), speculation=False
 )

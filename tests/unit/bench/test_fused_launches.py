@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from composed_ops import ComposedOps
+from small_config import SMALL
 
 from qwell.bench.checkpoints import true_config
 from qwell.bench.gpu.model import random_model, step_batch
@@ -12,16 +13,6 @@ from qwell.bench.kernels.compile import compile_only
 from qwell.bench.kernels.fused_cases import FUSED_CASES
 from qwell.kernels.fused_ops import FUSED_OP_NAMES
 from qwell.kernels.registry import build_ops
-
-SMALL = {
-    "num_hidden_layers": 2,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "vocab_size": 256,
-}
 
 
 @pytest.mark.parametrize("op", FUSED_OP_NAMES)
@@ -36,7 +27,7 @@ def test_a_fused_op_is_one_launch(op):
 def test_a_measured_model_runs_the_fused_ops_it_is_given():
     cpu = torch.device("cpu")
     composed = ComposedOps(build_ops(cpu, torch.float32))
-    config = true_config("qwen3-0.6b") | SMALL
+    config = true_config("qwen3-0.6b") | SMALL | {"vocab_size": 256}
     ops = build_ops(cpu, torch.float32)
     model = random_model(config, ops, 512, 256, torch.float32, cpu, composed.fused())
     step = step_batch(cpu, [(39, 40)] * 2, [40] * 2)

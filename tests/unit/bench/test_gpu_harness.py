@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from gpu_bench import ABOUT, CEILINGS, CPU, MIXED, SMALL, TINY, StubTimer, run
+from gpu_bench import ABOUT, CEILINGS, CPU, MIXED, TINY, StubTimer, run
+from small_config import SMALL
 
 from qwell.bench.gpu.calls import decode
 from qwell.bench.gpu.isolation import Section

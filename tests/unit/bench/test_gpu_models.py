@@ -14,13 +14,13 @@ from gpu_bench import (
     BATCH_INVARIANT,
     CEILINGS,
     CPU,
-    SMALL,
     StubTimer,
     run,
     run_at_once,
     ticking,
     tiny_model,
 )
+from small_config import SMALL
 from torch import Tensor
 
 from qwell.bench.checkpoints import true_config

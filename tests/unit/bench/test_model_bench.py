@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from small_config import SMALL
 
 from qwell.bench.checkpoints import make_checkpoint, true_config
 from qwell.bench.model.cases import Case, all_cases
@@ -29,15 +30,6 @@ from qwell.runtime.engine import Engine
 from qwell.runtime.engine_options import CacheDType, EngineOptions
 from qwell.runtime.errors import EngineStartError
 
-SMALL = {
-    "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "intermediate_size": 96,
-    "vocab_size": 512,
-}
 LLAMA_CPP_HELP = "-p, --n-prompt <n>\n-pg <pp,tg>\n-d, --n-depth <n>\n"
 IK_HELP = "-p, --n-prompt <n>\n-pg <pp,tg>\n-gp <pp,tg>\n"
 DEEP_PREFILL = Case(phase="prefill", depth=32, batch=1, tokens=16)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 from checkpoints import make_checkpoint
 from engines import start_engine
-from grammars import AB, PROMPT, TOKENIZER, VOCAB, byte_model, run
+from grammars import AB, PROMPT, TOKENIZER, VOCAB, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
@@ -23,26 +22,8 @@ from qwell.runtime.engine_options import EngineOptions
 from qwell.runtime.errors import RequestError
 from qwell.runtime.grammar import MAX_GRAMMAR_BYTES, Grammar, check_grammar
 from qwell.runtime.llm import LLM
-from qwell.runtime.loader import LoadedModel, load_model
 from qwell.runtime.messages import FinishReason
 from qwell.runtime.sampling_params import SamplingParams
-
-
-@pytest.fixture(scope="module")
-def options(tmp_path_factory: pytest.TempPathFactory) -> EngineOptions:
-    return byte_model(tmp_path_factory.mktemp("checkpoint"))
-
-
-@pytest.fixture(scope="module")
-def model(options: EngineOptions) -> LoadedModel:
-    return load_model(options)
-
-
-@pytest.fixture(scope="module")
-def engine(model: LoadedModel, options: EngineOptions) -> Iterator[Engine]:
-    running = Engine(model, options)
-    yield running
-    running.close()
 
 
 def one(engine: Engine, grammar: Grammar | None, **values: Any) -> tuple[str, FinishReason]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import msgspec
 import pytest
 import torch
-from grammars import AB, TOKENIZER, VOCAB, byte_model, run
+from grammars import AB, TOKENIZER, VOCAB, run
 from tiny_tokenizers import IM_START, TOOL_CALL
 
 from qwell.runtime.batch import Layout
@@ -20,23 +20,6 @@ from qwell.runtime.loader import LoadedModel, load_model
 from qwell.runtime.sampling_params import SamplingParams
 from qwell.runtime.sequence import Sequence
 from qwell.runtime.thinking import Thinking
-
-
-@pytest.fixture(scope="module")
-def options(tmp_path_factory: pytest.TempPathFactory) -> EngineOptions:
-    return byte_model(tmp_path_factory.mktemp("checkpoint"))
-
-
-@pytest.fixture(scope="module")
-def model(options: EngineOptions) -> LoadedModel:
-    return load_model(options)
-
-
-@pytest.fixture(scope="module")
-def engine(model: LoadedModel, options: EngineOptions) -> Iterator[Engine]:
-    running = Engine(model, options)
-    yield running
-    running.close()
 
 
 def mixed() -> dict[str, SamplingParams]:
