@@ -9,7 +9,6 @@
 #include "simd/simd.h"
 #include "simd/sum.h"
 #include "unroll.h"
-#include "widen.h"
 
 // A step of attention: the scores, weights and mixed values of several rows over 64 keys.
 namespace qwell::QWELL_ISA {
